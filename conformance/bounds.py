@@ -1,0 +1,83 @@
+"""Every numeric limit of the harness, each with where it comes from. No other file has one.
+
+The figures named "measured" are in ``docs/verdicts.md``, with the run that gave them.
+"""
+
+from __future__ import annotations
+
+import math
+
+#: Unit roundoff times two: the gap between 1.0 and the next float (IEEE 754-2019).
+EPS: dict[str, float] = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
+
+#: Floor of the same-function bound, relative. A right port sits at 1e-15 to 5e-14 in promoted
+#: float64 and the smallest seeded fault (one weight, +1e-6) at 1e-8 (design, Verdicts): the floor
+#: lies between the two, nearer to the right ports.
+SAME_FUNCTION_FLOOR = 1e-12
+
+#: The same-function bound is this many times the reference's own float64 spread. Two
+#: evaluations that differ only in the order of their sums differ by a random walk of roundoffs
+#: (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2: the error of
+#: a sum grows with sqrt(n) u in practice, n u at worst); ten spreads cover the tail of the
+#: largest of some thousands of entries.
+SAME_FUNCTION_SPREADS = 10.0
+
+#: Same precision: the subject's error over the reference's own (design, Verdicts). Two warns.
+SAME_PRECISION_WARN = 2.0
+SAME_PRECISION_FAIL = 4.0
+
+#: Floor of the denominator of that ratio, in units in the last place: an implementation that
+#: happens to be exact where the reference is exact must not turn one rounding into a failure.
+SAME_PRECISION_FLOOR_ULP = 2.0
+
+#: Relative size below which a truth tensor counts as zero. Smallest normal float32, so that a
+#: site that is exactly zero on the reference's side must be zero on the subject's.
+ZERO = float(2.0**-126)
+
+#: Additive mask values below this are "masked": every library uses -inf, finfo.min of some
+#: float dtype, or a large constant (the least negative of which is HookedTransformer's and
+#: GPT-J's -1e9 and finfo(float16).min = -65504).
+MASKED_BELOW = -6e4
+
+#: Weights that a port derives by one float operation (an embedding scaled, 1 added to a norm's
+#: weight) are exact to one rounding of the checkpoint's dtype on either side: two roundings.
+DERIVED_WEIGHT_ULP = 2.0
+
+
+def same_function(spread: float) -> tuple[float, str]:
+    """The bound on a relative difference in promoted float64, and where it comes from.
+
+    Args:
+        spread: the reference's own float64 spread at the site (relative), 0.0 if unmeasured.
+    """
+    scaled = SAME_FUNCTION_SPREADS * spread
+    if math.isnan(scaled) or scaled <= SAME_FUNCTION_FLOOR:
+        return SAME_FUNCTION_FLOOR, f"floor {SAME_FUNCTION_FLOOR:.0e} of promoted float64"
+    return scaled, f"{SAME_FUNCTION_SPREADS:g} x the reference's own float64 spread {spread:.1e}"
+
+
+def same_precision(reference_error: float, dtype: str) -> tuple[float, float, str]:
+    """The bounds on a relative rms error in ``dtype``: (fails above, warns above, source).
+
+    Args:
+        reference_error: the reference's own error against the promoted truth, the largest
+            over its variants.
+        dtype: name of the dtype judged.
+    """
+    floor = SAME_PRECISION_FLOOR_ULP * EPS[dtype]
+    base = reference_error if reference_error > floor else floor
+    what = (
+        f"the reference's own {dtype} error {reference_error:.1e}"
+        if base == reference_error
+        else f"{SAME_PRECISION_FLOOR_ULP:g} ulp of {dtype}"
+    )
+    return (
+        SAME_PRECISION_FAIL * base,
+        SAME_PRECISION_WARN * base,
+        f"{SAME_PRECISION_FAIL:g} x {what}",
+    )

@@ -1,0 +1,6 @@
+"""The names of the checks, for code that must not import a tensor library to know them."""
+
+from __future__ import annotations
+
+#: Every check, in the order in which a report shows them. The registry must agree with it.
+CHECKS: tuple[str, ...] = ("weights", "activations", "components", "logits", "loss")

@@ -1,0 +1,35 @@
+"""What is asked of a child process: plain, picklable, importable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from conformance.spec import ModelSpec
+
+#: A child's message to its parent: ``{"event": "progress", "text": ...}`` or
+#: ``{"event": "verdict", "record": {...}}``.
+Emit = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One unit of isolated work.
+
+    Attributes:
+        kind: ``checkpoint`` fetches or builds the files, ``reference`` runs HuggingFace and
+            stores its trace, ``subject`` runs a port against the stored trace.
+        model: the entry of ``models.toml``.
+        cache: the cache directory (checkpoints and reference traces).
+        subject: the subject's name; None unless ``kind`` is ``subject``.
+        loader: ``package.module:function`` of a subject that the user declared.
+        checks: which checks a subject job runs.
+    """
+
+    kind: Literal["checkpoint", "reference", "subject"]
+    model: ModelSpec
+    cache: str
+    subject: str | None = None
+    loader: str | None = None
+    checks: tuple[str, ...] = ()

@@ -1,0 +1,252 @@
+"""Pure tensor -> numbers. Knows nothing of models, checks or bounds' policy.
+
+All differences are computed in float64 whatever the inputs are in. NaN propagates: it makes a
+measurement NaN, which no bound admits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from conformance.bounds import ZERO
+
+#: Entries handled at a time, so that a [batch, pos, d_vocab] pair needs no full float64 copy.
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far ``subject`` is from ``reference`` over the entries that count.
+
+    Attributes:
+        rel_max: the largest over rows of max|s - r| / max|r|; a row is the last dimension, or
+            all dimensions after position for [batch, pos, head, d_head]. Dimensionless.
+        rel_rms: ||s - r||_2 / ||r||_2 over all counted entries. Dimensionless.
+        max_abs: max|s - r|, in the site's own units.
+        mean_abs: mean|s - r|.
+        mse: mean (s - r)^2.
+        index: where max|s - r| is.
+        reference: the reference's value there.
+        subject: the subject's value there.
+        count: entries counted.
+        worst_row: the leading index of the row with the largest ``rel_max``.
+    """
+
+    rel_max: float
+    rel_rms: float
+    max_abs: float
+    mean_abs: float
+    mse: float
+    index: tuple[int, ...]
+    reference: float
+    subject: float
+    count: int
+    worst_row: tuple[int, ...] = ()
+
+
+def difference(
+    reference: torch.Tensor,
+    subject: torch.Tensor,
+    keep: torch.Tensor | None = None,
+    row_dims: int = 1,
+) -> Difference:
+    """Measure ``subject`` against ``reference``.
+
+    Args:
+        reference: any float tensor of at least one dimension.
+        subject: a float tensor of exactly the same shape (nothing broadcasts).
+        keep: bool tensor of the same shape; False entries are left out. None keeps all.
+        row_dims: how many trailing dimensions make a row.
+
+    Raises:
+        ValueError: the shapes differ, or nothing is kept.
+    """
+    if reference.shape != subject.shape:
+        raise ValueError(f"shape {tuple(subject.shape)}, reference {tuple(reference.shape)}")
+    lead = reference.shape[: reference.ndim - row_dims]
+    width = math.prod(reference.shape[reference.ndim - row_dims :])
+    r_all, s_all = reference.reshape(-1, width), subject.reshape(-1, width)
+    k_all = None if keep is None else keep.reshape(-1, width)
+    rows = max(1, _CHUNK // max(width, 1))
+    sums = torch.zeros(4, dtype=torch.float64)  # |d|, d^2, r^2, count
+    worst_abs, worst_abs_at, worst_rel, worst_row = -1.0, 0, -1.0, 0
+    scale = 0.0
+    rel_rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for start in range(0, r_all.shape[0], rows):
+        r = r_all[start : start + rows].to(torch.float64)
+        s = s_all[start : start + rows].to(torch.float64)
+        d = (s - r).abs()
+        # Equal infinities are equal; their difference is NaN only by arithmetic.
+        d = torch.where(r == s, torch.zeros_like(d), d)
+        if k_all is not None:
+            k = k_all[start : start + rows]
+            d = torch.where(k, d, torch.zeros_like(d))
+            r = torch.where(k, r, torch.zeros_like(r))
+            count = float(k.sum())
+        else:
+            count = float(d.numel())
+        sums += torch.stack(
+            [d.sum(), (d * d).sum(), (r * r).sum(), torch.tensor(count, dtype=torch.float64)]
+        )
+        row_d, row_r = d.amax(dim=1), r.abs().amax(dim=1)
+        rel_rows.append((row_d, row_r))
+        scale = max(scale, float(row_r.max()))
+        at = int(d.argmax())
+        value = float(d.reshape(-1)[at])
+        if math.isnan(value) or value > worst_abs:
+            worst_abs, worst_abs_at = value, start * width + at
+            if math.isnan(value):
+                break
+    total = float(sums[3])
+    if total == 0:
+        raise ValueError("nothing to compare: every entry is masked out")
+    # A row whose reference is zero has no scale of its own; the tensor's serves.
+    fallback = scale if scale > ZERO else 1.0
+    offset = 0
+    for row_d, row_r in rel_rows:
+        rel = row_d / torch.where(row_r > ZERO, row_r, torch.full_like(row_r, fallback))
+        at = int(rel.argmax())
+        value = float(rel[at])
+        if math.isnan(value) or value > worst_rel:
+            worst_rel, worst_row = value, offset + at
+            if math.isnan(value):
+                break
+        offset += rel.shape[0]
+    norm = math.sqrt(float(sums[2]))
+    rms = math.sqrt(float(sums[1])) / (norm if norm > ZERO else 1.0)
+    if math.isnan(worst_abs):
+        rms = worst_rel = math.nan
+    index = _unravel(worst_abs_at, reference.shape)
+    return Difference(
+        rel_max=worst_rel,
+        rel_rms=rms,
+        max_abs=worst_abs,
+        mean_abs=float(sums[0]) / total,
+        mse=float(sums[1]) / total,
+        index=index,
+        reference=float(reference[index]),
+        subject=float(subject[index]),
+        count=int(total),
+        worst_row=_unravel(worst_row, lead) if lead else (),
+    )
+
+
+def _unravel(flat: int, shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
+    index = []
+    for size in reversed(shape):
+        index.append(flat % size)
+        flat //= size
+    return tuple(reversed(index))
+
+
+@dataclass(frozen=True, slots=True)
+class LogitMetrics:
+    """What people quote about two sets of logits, over all positions that count.
+
+    KL divergences are in nats, from log-softmax in float64: ``kl_rs`` is KL(reference ||
+    subject), ``kl_sr`` the other way round (Kullback and Leibler 1951).
+    """
+
+    positions: int
+    mse: float
+    mean_abs: float
+    max_abs: float
+    max_abs_index: tuple[int, ...]
+    max_rel: float
+    cosine_min: float
+    cosine_mean: float
+    kl_rs_mean: float
+    kl_rs_stderr: float
+    kl_rs_p99: float
+    kl_rs_max: float
+    kl_sr_mean: float
+    kl_sr_stderr: float
+    kl_sr_p99: float
+    kl_sr_max: float
+    top1_agree: float
+    top1_decided: int
+    top1_decided_agree: float
+    top5_overlap: float
+
+
+def logit_metrics(
+    reference: torch.Tensor, subject: torch.Tensor, valid: torch.Tensor
+) -> LogitMetrics:
+    """Compare logits [batch, pos, d_vocab] at every position where ``valid`` [batch, pos] holds.
+
+    ``top1_decided`` counts positions where the reference's margin between its first and second
+    token exceeds twice the largest difference there, so that no rounding can turn it;
+    ``top1_decided_agree`` is the fraction of those with the same first token (1.0 if none).
+    """
+    r_all, s_all = reference[valid], subject[valid]
+    n = r_all.shape[0]
+    rows = max(1, _CHUNK // reference.shape[-1])
+    columns: list[torch.Tensor] = []
+    total_sq = total_abs = 0.0
+    max_abs, max_at, max_rel = -1.0, 0, 0.0
+    for start in range(0, n, rows):
+        r = r_all[start : start + rows].to(torch.float64)
+        s = s_all[start : start + rows].to(torch.float64)
+        d = (s - r).abs()
+        total_sq += float((d * d).sum())
+        total_abs += float(d.sum())
+        at = int(d.argmax())
+        value = float(d.reshape(-1)[at])
+        if math.isnan(value) or value > max_abs:
+            max_abs, max_at = value, start * r.shape[1] + at
+        max_rel = max(max_rel, float((d.amax(1) / r.abs().amax(1).clamp_min(ZERO)).max()))
+        lr, ls = r.log_softmax(-1), s.log_softmax(-1)
+        k = min(5, r.shape[1])
+        top_r, top_s = r.topk(k).indices, s.topk(k).indices
+        best2 = r.topk(min(2, r.shape[1])).values
+        margin = best2[:, 0] - best2[:, -1]
+        columns.append(
+            torch.stack(
+                [
+                    torch.nn.functional.cosine_similarity(r, s, dim=-1),
+                    (lr.exp() * (lr - ls)).sum(-1).clamp_min(0),
+                    (ls.exp() * (ls - lr)).sum(-1).clamp_min(0),
+                    (top_r[:, 0] == top_s[:, 0]).double(),
+                    (margin > 2 * d.amax(1)).double(),
+                    (top_r[:, :, None] == top_s[:, None, :]).any(-1).double().mean(-1),
+                ]
+            )
+        )
+    cos, kl_rs, kl_sr, top1, decided, top5 = torch.cat(columns, dim=1)
+    first = valid.nonzero()[max_at // reference.shape[-1]].tolist()
+    n_decided = int(decided.sum())
+
+    def stats(x: torch.Tensor) -> tuple[float, float, float, float]:
+        stderr = float(x.std(correction=1)) / math.sqrt(n) if n > 1 else 0.0
+        return float(x.mean()), stderr, float(x.quantile(0.99)), float(x.max())
+
+    return LogitMetrics(
+        n,
+        total_sq / (n * reference.shape[-1]),
+        total_abs / (n * reference.shape[-1]),
+        max_abs,
+        (*first, max_at % reference.shape[-1]),
+        max_rel,
+        float(cos.min()),
+        float(cos.mean()),
+        *stats(kl_rs),
+        *stats(kl_sr),
+        float(top1.mean()),
+        n_decided,
+        float(top1[decided.bool()].mean()) if n_decided else 1.0,
+        float(top5.mean()),
+    )
+
+
+def token_losses(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Next-token cross entropy in nats, [batch, pos - 1], in the logits' own dtype.
+
+    Args:
+        logits: [batch, pos, d_vocab].
+        tokens: [batch, pos]; the token at p + 1 is the target of position p.
+    """
+    log_probs = logits[:, :-1].log_softmax(-1)
+    return -log_probs.gather(-1, tokens[:, 1:, None])[..., 0]

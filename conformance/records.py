@@ -1,0 +1,264 @@
+"""What a run writes: a header, one record per verdict, a footer; one JSON object per line.
+
+A file without a footer was cut short (:class:`TruncatedRecords`); what it holds is still good.
+Records are frozen and hold plain numbers and text only: no tensor, no exception.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TextIO, get_args
+
+from conformance.errors import RecordsError
+
+SCHEMA_VERSION = 1
+
+Outcome = Literal[
+    "passed",
+    "failed",
+    "error",
+    "crashed",
+    "timeout",
+    "oom",
+    "skipped",
+    "not_applicable",
+    "xfailed",
+    "xpassed",
+]
+OUTCOMES: tuple[str, ...] = get_args(Outcome)
+#: Outcomes that mean "this port does not conform" (exit code 1).
+NONCONFORMING: frozenset[str] = frozenset({"failed", "crashed", "timeout", "oom", "xpassed"})
+#: Outcomes that mean "the harness itself failed" (exit code 3).
+HARNESS_FAILED: frozenset[str] = frozenset({"error"})
+
+Judgement = Literal["same_function", "same_precision", "exact", "structure"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One measurement against one bound.
+
+    Attributes:
+        judgement: which of the verdicts it belongs to (see ``docs/verdicts.md``).
+        site: where, e.g. ``blocks.3.attn.pattern`` or ``blocks.3.attn.W_Q``; None for whole-model facts.
+        prompt: which prompt, or None where there is none (weights).
+        measured: the number the bound is about; dimensionless, relative to the reference.
+        allowed: the bound, or None when the number is only reported.
+        ok: whether it holds. NaN never holds.
+        index: where in the tensor the largest absolute difference is.
+        reference: the reference's value there.
+        subject: the subject's value there.
+        bound: where the bound comes from, in words.
+        note: anything a reader needs besides.
+    """
+
+    judgement: Judgement
+    site: str | None
+    prompt: str | None
+    measured: float
+    allowed: float | None
+    ok: bool
+    index: tuple[int, ...] | None = None
+    reference: float | None = None
+    subject: float | None = None
+    bound: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgementSummary:
+    """The numbers of one judgement of one check.
+
+    Attributes:
+        compared: how many comparisons were made.
+        failed: how many did not hold.
+        measured: the measurement that came closest to (or went furthest past) its bound.
+        allowed: that measurement's bound.
+        margin: measured / allowed, the largest over all comparisons; above 1 is a failure.
+        site: where that was.
+    """
+
+    compared: int
+    failed: int
+    measured: float | None
+    allowed: float | None
+    margin: float | None
+    site: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The result of one check on one subject of one model."""
+
+    model: str
+    subject: str
+    check: str
+    outcome: Outcome
+    architecture: str = ""
+    evidence: Literal["real", "twin"] = "real"
+    verdict: Mapping[str, JudgementSummary] = field(default_factory=dict)
+    first_divergence: str | None = None
+    reason: str | None = None
+    duration_s: float = 0.0
+    peak_bytes: int | None = None
+    worst: tuple[Comparison, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    kind: Literal["verdict"] = "verdict"
+
+    def __post_init__(self) -> None:
+        if self.outcome not in OUTCOMES:
+            raise ValueError(f"outcome {self.outcome!r} is none of {', '.join(OUTCOMES)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """First line of a records file."""
+
+    started: str
+    versions: Mapping[str, str]
+    platform: str
+    seeds: Mapping[str, int]
+    models_toml: str
+    models_toml_sha256: str
+    command: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["header"] = "header"
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """Last line of a records file; its absence means the run was cut short."""
+
+    finished: str
+    exit_code: int
+    duration_s: float
+    outcomes: Mapping[str, int]
+    kind: Literal["footer"] = "footer"
+
+
+Record = Header | Verdict | Footer
+
+
+def to_json(record: Record) -> str:
+    """One line of JSON. NaN and infinities become the strings ``nan``, ``inf``, ``-inf``."""
+    return json.dumps(_plain(dataclasses.asdict(record)), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def verdict_from_dict(data: Mapping[str, Any]) -> Verdict:
+    """The inverse of :func:`to_json` for a verdict.
+
+    Raises:
+        RecordsError: a field is missing or has another type.
+    """
+    try:
+        fields = dict(data)
+        fields["worst"] = tuple(
+            Comparison(
+                **{
+                    **c,
+                    "measured": float(c["measured"]),
+                    "allowed": _number(c["allowed"]),
+                    "reference": _number(c["reference"]),
+                    "subject": _number(c["subject"]),
+                    "index": None if c["index"] is None else tuple(c["index"]),
+                }
+            )
+            for c in fields.get("worst", ())
+        )
+        fields["verdict"] = {
+            name: JudgementSummary(
+                **{
+                    **j,
+                    "measured": _number(j["measured"]),
+                    "allowed": _number(j["allowed"]),
+                    "margin": _number(j["margin"]),
+                }
+            )
+            for name, j in fields.get("verdict", {}).items()
+        }
+        return Verdict(**fields)
+    except (TypeError, KeyError, ValueError) as error:
+        raise RecordsError(
+            f"not a verdict record: {error}", "was the file written by this version of the harness?"
+        ) from error
+
+
+def write(record: Record, stream: TextIO) -> None:
+    """Append one record and flush, so that a later crash loses nothing already decided."""
+    stream.write(to_json(record) + "\n")
+    stream.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A records file read back. ``footer`` is None when the run was cut short."""
+
+    header: Header
+    verdicts: tuple[Verdict, ...]
+    footer: Footer | None
+
+    @property
+    def truncated(self) -> bool:
+        return self.footer is None
+
+
+def read(path: Path) -> Records:
+    """Read a records file, also a truncated one.
+
+    Raises:
+        RecordsError: no header, another schema version, or a malformed line that is not the last.
+    """
+    header: Header | None = None
+    footer: Footer | None = None
+    verdicts: list[Verdict] = []
+    for number, data in _lines(path):
+        kind = data.get("kind")
+        if number == 1:
+            if kind != "header" or data.get("schema_version") != SCHEMA_VERSION:
+                raise RecordsError(
+                    f"{path}: line 1 is not a header of schema version {SCHEMA_VERSION}",
+                    "give a records.jsonl written by this version of the harness",
+                )
+            header = Header(**{**data, "command": tuple(data["command"])})
+        elif kind == "verdict":
+            verdicts.append(verdict_from_dict(data))
+        elif kind == "footer":
+            footer = Footer(**data)
+        else:
+            raise RecordsError(f"{path}:{number}: unknown kind {kind!r}", "the file is damaged")
+    if header is None:
+        raise RecordsError(f"{path}: empty", "the run wrote nothing; look at its terminal output")
+    return Records(header, tuple(verdicts), footer)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise RecordsError(f"{path}: {error.strerror}", "give the DIR of a finished run") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines) and number > 1:
+                return  # the write was cut short: the missing footer says so
+            raise RecordsError(f"{path}:{number}: {error}", "the file is damaged") from error

@@ -1,0 +1,124 @@
+"""Sites: the named places of a forward pass, in TransformerLens's words.
+
+A site is a kind (``resid_pre``, ``attn.pattern``, ``logits``, ...) and a layer or none; its
+name is ``blocks.{layer}.{kind}`` or the kind itself. Axes name the dimensions, so that one
+piece of code knows which positions are padding and which entries a mask forbids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SiteKind:
+    """One kind of site.
+
+    Attributes:
+        name: its name without the layer.
+        axes: its dimensions, in order, out of ``batch pos token query key head kv_head d_head
+            d_model d_mlp d_qk expert d_vocab``. ``token`` is batch and pos flattened.
+        component: the component that produces it, for localisation.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    component: str
+
+
+_RESID = ("batch", "pos", "d_model")
+_HEADS = ("batch", "pos", "head", "d_head")
+_KV = ("batch", "pos", "kv_head", "d_head")
+_SQUARE = ("batch", "head", "query", "key")
+_MLP = ("batch", "pos", "d_mlp")
+
+#: Sites inside a block, in the order in which a sequential pre-norm block computes them.
+BLOCK_KINDS: tuple[SiteKind, ...] = (
+    SiteKind("resid_pre", _RESID, "wiring"),
+    SiteKind("ln1", _RESID, "ln1"),
+    SiteKind("attn.q", _HEADS, "attn"),
+    SiteKind("attn.k", _KV, "attn"),
+    SiteKind("attn.v", _KV, "attn"),
+    SiteKind("attn.q_normed", _HEADS, "attn"),
+    SiteKind("attn.k_normed", _KV, "attn"),
+    SiteKind("attn.rot_q", _HEADS, "attn"),
+    SiteKind("attn.rot_k", _KV, "attn"),
+    SiteKind("attn.scores", _SQUARE, "attn"),
+    SiteKind("attn.pattern", _SQUARE, "attn"),
+    SiteKind("attn.z", _HEADS, "attn"),
+    SiteKind("attn.out", _RESID, "attn"),
+    SiteKind("attn_out", _RESID, "attn"),
+    SiteKind("resid_mid", _RESID, "wiring"),
+    SiteKind("ln2", _RESID, "ln2"),
+    SiteKind("mlp.router_logits", ("token", "expert"), "mlp"),
+    SiteKind("mlp.pre", _MLP, "mlp"),
+    SiteKind("mlp.pre_linear", _MLP, "mlp"),
+    SiteKind("mlp.post", _MLP, "mlp"),
+    SiteKind("mlp.out", _RESID, "mlp"),
+    SiteKind("mlp_out", _RESID, "mlp"),
+    SiteKind("resid_post", _RESID, "wiring"),
+)
+
+GLOBAL_KINDS: tuple[SiteKind, ...] = (
+    SiteKind("embed", _RESID, "embed"),
+    SiteKind("pos_embed", _RESID, "embed"),
+    SiteKind("ln_final", _RESID, "ln_final"),
+    SiteKind("logits", ("batch", "pos", "d_vocab"), "unembed"),
+)
+
+KINDS: Mapping[str, SiteKind] = {k.name: k for k in (*BLOCK_KINDS, *GLOBAL_KINDS)}
+_BLOCK_NAMES = frozenset(k.name for k in BLOCK_KINDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place in one model: a kind, and a layer where the kind is inside a block."""
+
+    kind: str
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"no site kind {self.kind!r}; known: {', '.join(KINDS)}")
+        if (self.layer is not None) != (self.kind in _BLOCK_NAMES):
+            raise ValueError(f"{self.kind} with layer {self.layer}")
+
+    def __str__(self) -> str:
+        return self.kind if self.layer is None else f"blocks.{self.layer}.{self.kind}"
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return KINDS[self.kind].axes
+
+    @property
+    def component(self) -> str:
+        return KINDS[self.kind].component
+
+
+def parse(name: str) -> Site:
+    """The inverse of ``str(site)``.
+
+    Raises:
+        ValueError: no such site.
+    """
+    if name.startswith("blocks."):
+        _, layer, kind = name.split(".", 2)
+        return Site(kind, int(layer))
+    return Site(name)
+
+
+def computation_order(names: list[str]) -> list[str]:
+    """Sort site names by where the forward pass computes them: embedding, layers, head."""
+    block = {k.name: i for i, k in enumerate(BLOCK_KINDS)}
+    first, last = {"embed": 0, "pos_embed": 1}, {"ln_final": 0, "logits": 1}
+
+    def key(name: str) -> tuple[int, int, int]:
+        site = parse(name)
+        if site.layer is not None:
+            return (1, site.layer, block[site.kind])
+        if site.kind in first:
+            return (0, 0, first[site.kind])
+        return (2, 0, last[site.kind])
+
+    return sorted(names, key=key)
