@@ -66,6 +66,13 @@ def difference(
     """
     if reference.shape != subject.shape:
         raise ValueError(f"shape {tuple(subject.shape)}, reference {tuple(reference.shape)}")
+    if reference.dtype == subject.dtype and torch.equal(reference, subject):
+        count = reference.numel() if keep is None else int(keep.sum())
+        if count == 0:
+            raise ValueError("nothing to compare: every entry is masked out")
+        at = (0,) * reference.ndim
+        value = float(reference[at])
+        return Difference(0.0, 0.0, 0.0, 0.0, 0.0, at, value, value, count)
     lead = reference.shape[: reference.ndim - row_dims]
     width = math.prod(reference.shape[reference.ndim - row_dims :])
     r_all, s_all = reference.reshape(-1, width), subject.reshape(-1, width)

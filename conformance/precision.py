@@ -29,20 +29,36 @@ _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
 _FROM_DATA = (torch.from_numpy, torch.as_tensor, torch.tensor, torch.asarray)
 # ``x.type("torch.FloatTensor")``: the only place where torch takes a dtype as text.
 _NARROW_NAMES = frozenset({"torch.FloatTensor", "torch.HalfTensor", "torch.BFloat16Tensor"})
-_NARROW_TENSOR_TYPES = (torch.FloatTensor, torch.HalfTensor, torch.BFloat16Tensor)
 
 
 def _widen(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return torch.float64 if value in NARROW else value
-    if isinstance(value, str) and value in _NARROW_NAMES:
-        return torch.float64
-    if value in _NARROW_TENSOR_TYPES if isinstance(value, type) else False:
-        return torch.float64
-    if type(value) is torch.Tensor and value.dtype in NARROW:
-        # A float32 tensor made outside the mode (a table built at import time, say).
-        return value
+    if isinstance(value, str):
+        return torch.float64 if value in _NARROW_NAMES else value
     return value
+
+
+def _grouped_mm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    offs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """The expert product in float64, for which torch has no kernel.
+
+    Rows of ``a`` [rows, k] are sorted by expert and ``offs`` [expert] says where each expert's
+    end; ``b`` is [expert, k, n].
+    """
+    if offs is None or a.ndim != 2 or b.ndim != 3:
+        raise NotImplementedError("grouped_mm in float64: only [rows, k] x [expert, k, n]")
+    out = a.new_zeros(a.shape[0], b.shape[-1])
+    start = 0
+    for expert, end in enumerate(offs.tolist()):
+        out[start:end] = a[start:end] @ b[expert]
+        start = end
+    return out if bias is None else out + bias
 
 
 class Promoted(TorchFunctionMode):
@@ -58,6 +74,8 @@ class Promoted(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _CASTS:
             return args[0].to(torch.float64)
+        if func is torch._grouped_mm and args[0].dtype == torch.float64:
+            return _grouped_mm(*args, **kwargs)
         args = tuple(_widen(a) for a in args)
         kwargs = {name: _widen(value) for name, value in kwargs.items()}
         result = func(*args, **kwargs)

@@ -11,10 +11,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar, get_args
 
 from conformance.errors import RecordsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SCHEMA_VERSION = 1
 
@@ -45,7 +47,8 @@ class Comparison:
 
     Attributes:
         judgement: which of the verdicts it belongs to (see ``docs/verdicts.md``).
-        site: where, e.g. ``blocks.3.attn.pattern`` or ``blocks.3.attn.W_Q``; None for whole-model facts.
+        site: where, e.g. ``blocks.3.attn.pattern`` or ``blocks.3.attn.W_Q``; None for facts
+            of the whole model.
         prompt: which prompt, or None where there is none (weights).
         measured: the number the bound is about; dimensionless, relative to the reference.
         allowed: the bound, or None when the number is only reported.
@@ -132,12 +135,17 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """Last line of a records file; its absence means the run was cut short."""
+    """Last line of a records file; its absence means the run was cut short.
+
+    ``selected`` is how many verdicts were asked for: more than were reached when the run was
+    interrupted, or stopped at a failure, but could still write this line.
+    """
 
     finished: str
     exit_code: int
     duration_s: float
     outcomes: Mapping[str, int]
+    selected: int | None = None
     kind: Literal["footer"] = "footer"
 
 
@@ -220,6 +228,13 @@ class Records:
     def truncated(self) -> bool:
         return self.footer is None
 
+    @property
+    def missing(self) -> int | None:
+        """How many verdicts were asked for and not reached; None where that is not known."""
+        if self.footer is None or self.footer.selected is None:
+            return None
+        return self.footer.selected - len(self.verdicts)
+
 
 def read(path: Path) -> Records:
     """Read a records file, also a truncated one.
@@ -238,11 +253,11 @@ def read(path: Path) -> Records:
                     f"{path}: line 1 is not a header of schema version {SCHEMA_VERSION}",
                     "give a records.jsonl written by this version of the harness",
                 )
-            header = Header(**{**data, "command": tuple(data["command"])})
+            header = _build(Header, {**data, "command": tuple(data.get("command", ()))}, path)
         elif kind == "verdict":
             verdicts.append(verdict_from_dict(data))
         elif kind == "footer":
-            footer = Footer(**data)
+            footer = _build(Footer, data, path)
         else:
             raise RecordsError(f"{path}:{number}: unknown kind {kind!r}", "the file is damaged")
     if header is None:
@@ -250,14 +265,30 @@ def read(path: Path) -> Records:
     return Records(header, tuple(verdicts), footer)
 
 
+T = TypeVar("T", Header, Footer)
+
+
+def _build(kind: type[T], data: Mapping[str, Any], path: Path) -> T:
+    try:
+        return kind(**data)
+    except TypeError as error:
+        raise RecordsError(f"{path}: {error}", "the file is damaged") from error
+
+
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): JSON text may hold other line ends, such as U+2028. A write cut short
+        # may end inside a character; its line is dropped below.
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise RecordsError(f"{path}: {error.strerror}", "give the DIR of a finished run") from error
+    lines = text.removesuffix("\n").split("\n") if text else []
     for number, line in enumerate(lines, 1):
         try:
-            yield number, json.loads(line)
+            data = json.loads(line)
+            if not isinstance(data, dict):
+                raise RecordsError(f"{path}:{number}: not an object", "the file is damaged")
+            yield number, data
         except json.JSONDecodeError as error:
             if number == len(lines) and number > 1:
                 return  # the write was cut short: the missing footer says so

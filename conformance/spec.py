@@ -12,7 +12,6 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -347,6 +346,11 @@ class _Report:
         )
 
 
+def _key(name: str) -> str:
+    """A key as TOML would have it written."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quote(name)
+
+
 def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
@@ -362,8 +366,10 @@ def _schema_version(raw: Mapping[str, Any], report: _Report) -> None:
 def _suggest(word: object, known: Iterable[str]) -> str:
     """``did you mean "x"?`` when something known is near, otherwise all that is known."""
     names = list(known)
-    near = difflib.get_close_matches(str(word).lower(), names, n=1)
-    return f"did you mean {_quote(near[0])}?" if near else f"known: {', '.join(names)}"
+    near = difflib.get_close_matches(str(word).lower(), names, n=2)
+    return (
+        f"did you mean {' or '.join(map(_quote, near))}?" if near else f"known: {', '.join(names)}"
+    )
 
 
 def _unknown_keys(
@@ -371,7 +377,7 @@ def _unknown_keys(
 ) -> None:
     for key in table:
         if key not in known:
-            report.add(f"{where}{key}", "unknown key", _suggest(key, known))
+            report.add(f"{where}{_key(key)}", "unknown key", _suggest(key, known))
 
 
 def _subjects(raw: Mapping[str, Any], report: _Report) -> dict[str, SubjectSpec]:
@@ -384,7 +390,7 @@ def _subjects(raw: Mapping[str, Any], report: _Report) -> dict[str, SubjectSpec]
         return {}
     subjects: dict[str, SubjectSpec] = {}
     for name, table in tables.items():
-        where = f"subjects.{name}"
+        where = f"subjects.{_key(name)}"
         if name in BUILTIN_SUBJECTS:
             report.add(where, "is built in and cannot be declared", "choose another name")
         elif not _ID.fullmatch(name):
@@ -439,9 +445,7 @@ _PLACEHOLDER = TwinSource(twin="placeholder")
 _PLACEHOLDER_SUBJECT = SubjectSpec(loader="placeholder:placeholder")
 
 
-def _source(
-    model: Mapping[str, Any], where: str, folder: Path, report: _Report
-) -> _Table | None:
+def _source(model: Mapping[str, Any], where: str, folder: Path, report: _Report) -> _Table | None:
     raw = model.get("source")
     where = f"{where}.source"
     if not isinstance(raw, Mapping):
@@ -453,63 +457,86 @@ def _source(
         report.add(where, f"several kinds of source: {', '.join(kinds)}", "keep exactly one")
         return None
     if not kinds:
-        report.add(where, "no kind of source is named", _SOURCE_HINT)
-        _unknown_keys(raw, tuple(_SOURCES), f"{where}.", report)
+        near = {word for key in raw for word in difflib.get_close_matches(key, _SOURCES, n=1)}
+        meant = f"did you mean {' or '.join(map(_quote, sorted(near)))}? " if near else ""
+        report.add(where, "no kind of source is named", meant + _SOURCE_HINT)
         return None
     (kind,) = kinds
     if kind == "wheel":
         _unknown_keys(raw, ("wheel",), f"{where}.", report)
-        return _wheel(raw["wheel"], f"{where}.wheel", report)
+        where, raw = f"{where}.wheel", raw["wheel"]
+        _wheel_members(raw, where, report)
+    elif kind == "twin":
+        _twin_name(raw["twin"], model, where, report)
     source = _validate(_SOURCES[kind], raw, where, report)
-    if isinstance(source, TwinSource):
-        return _twin(source, model, where, report)
     if isinstance(source, PathSource):
         return PathSource(path=(folder / source.path.expanduser()).resolve())
     return source
 
 
-def _wheel(raw: object, where: str, report: _Report) -> WheelSource | None:
-    source = _validate(WheelSource, raw, where, report)
-    if source is None:
-        return None
-    members = [PurePosixPath(name) for package in source.packages for name in package.members]
+def _wheel_members(raw: object, where: str, report: _Report) -> None:
+    """That the members of all packages together make a checkpoint; wrong types are not our part."""
+    packages = raw.get("packages") if isinstance(raw, Mapping) else None
+    if not isinstance(raw, Mapping) or not isinstance(packages, list) or not packages:
+        return
+    members: list[str] = []
+    for package in packages:
+        named = package.get("members", []) if isinstance(package, Mapping) else None
+        if not isinstance(named, list):
+            return
+        members += map(str, named)
+    where = f"{where}.packages"
     if not members:
-        report.add(f"{where}.packages", "no package names a member", "list the files to extract")
-    elif source.format == "torch":
-        configs = [member for member in members if member.name == "config.json"]
+        report.add(where, "no package names a member", "list the files to take out of the wheels")
+    elif raw.get("format") == "torch":
+        configs = [member for member in members if PurePosixPath(member).name == "config.json"]
         if len(members) != 2 or len(configs) != 1:
             report.add(
-                f"{where}.packages",
-                f'format "torch" with members {", ".join(map(str, members))}',
+                where,
+                f'format "torch" with members {", ".join(members)}',
                 "name exactly one config.json and one state dict",
             )
-    return source
 
 
-def _twin(
-    source: TwinSource, model: Mapping[str, Any], where: str, report: _Report
-) -> TwinSource | None:
+def _twin_name(name: object, model: Mapping[str, Any], where: str, report: _Report) -> None:
     from conformance.checkpoints.twin_catalogue import TWINS
 
-    if source.twin not in TWINS:
+    where = f"{where}.twin"
+    if not isinstance(name, str):
+        return
+    if name not in TWINS:
+        report.add(where, f"unknown twin {name!r}", _suggest(name, TWINS))
+        return
+    architecture = TWINS[name].architecture
+    if model.get("architecture", architecture) != architecture:
         report.add(
-            f"{where}.twin", f"unknown twin {source.twin!r}", _suggest(source.twin, sorted(TWINS))
+            where,
+            f"{name!r} is a {architecture}, the model's architecture is another",
+            f"write architecture = {_quote(architecture)}, or name another twin",
         )
-        return None
-    return source
 
 
 def _names(
     table: Mapping[str, Any], where: str, known_subjects: Sequence[str], report: _Report
 ) -> None:
     """Names that refer to something else; read from the raw table, which may be wrong besides."""
+    from conformance.prompts import PROMPTS
+
+    prompts = table.get("prompts")
+    for position, name in enumerate(prompts if isinstance(prompts, list) else ()):
+        if isinstance(name, str) and name not in PROMPTS:
+            report.add(
+                f"{where}.prompts[{position}]",
+                f"unknown prompt set {name!r}",
+                _suggest(name, PROMPTS),
+            )
     listed = table.get("subjects")
     for position, name in enumerate(listed if isinstance(listed, list) else ()):
         if isinstance(name, str) and name not in known_subjects:
             report.add(
                 f"{where}.subjects[{position}]",
                 f"unknown subject {name!r}",
-                _suggest(name, known_subjects) + "; declare your own under [subjects.NAME]",
+                _suggest(name, known_subjects) + " or declare it under [subjects.NAME]",
             )
     failures = table.get("expected_failures")
     seen: dict[tuple[object, ...], int] = {}
@@ -520,7 +547,9 @@ def _names(
         subject, check = failure.get("subject"), failure.get("check")
         if isinstance(subject, str) and subject not in known_subjects:
             report.add(
-                f"{place}.subject", f"unknown subject {subject!r}", _suggest(subject, known_subjects)
+                f"{place}.subject",
+                f"unknown subject {subject!r}",
+                _suggest(subject, known_subjects),
             )
         elif isinstance(subject, str) and isinstance(listed, list) and subject not in listed:
             report.add(
@@ -551,8 +580,10 @@ def _validate(table: type[T], raw: object, where: str, report: _Report) -> T | N
         return table.model_validate(raw)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
+            if detail["type"] == "too_short" and detail["input"]:
+                continue  # pydantic counts the valid items only; each invalid one is reported
             location = "".join(
-                f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]
+                f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in detail["loc"]
             )
             report.add(where + location, *_explain(table, detail))
         return None
@@ -601,7 +632,7 @@ def _explain(table: type[_Table], detail: ErrorDetails) -> tuple[str, str]:
         return "unknown key", _suggest(key, owner.model_fields)
     if kind == "literal_error":
         known = [part.strip("' ") for part in re.split(r", | or ", str(context["expected"]))]
-        return f"{value!r} is not allowed", f"{_suggest(value, known)}, one of {', '.join(known)}"
+        return f"{value!r} is not allowed", f"one of {', '.join(known)}"
     if kind in ("string_too_short", "too_short"):
         return "is empty", "leave the key out, or give it a value"
     if kind == "greater_than_equal":
@@ -609,7 +640,7 @@ def _explain(table: type[_Table], detail: ErrorDetails) -> tuple[str, str]:
     if kind in _WANTED:
         wanted, hint = _WANTED[kind]
         if key in _NESTED and isinstance(value, Mapping):
-            hint = f"write [[...{key}]], with two brackets"
+            hint = "write an array of tables, such as [[model.expected_failures]]"
         return f"{_kind(value)}, must be {wanted}", hint
     return detail["msg"], "see the description of this table"
 

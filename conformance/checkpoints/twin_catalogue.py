@@ -1,0 +1,208 @@
+"""The twins: a real architecture each, shrunk; plain data, no torch.
+
+Sizes are chosen so that a transposition shows (no two dimensions of a matrix equal where the
+architecture allows it), grouped heads come in threes (so that tiling and repeating differ), a
+sliding window is a fraction of the context, and flags that change the mathematics are on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """One tiny checkpoint.
+
+    Attributes:
+        architecture: HuggingFace class.
+        model_type: HuggingFace config class, by its ``model_type``.
+        config: its arguments.
+        hooked_name: the official name under which HookedTransformer 3.9 loads it, where that
+            must differ from the architecture's usual one.
+    """
+
+    architecture: str
+    model_type: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    hooked_name: str | None = None
+
+
+_IDS = {"vocab_size": 113, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+#: Context length of every twin that has one.
+N_CTX = 96
+WINDOW = 12
+_GQA = {
+    **_IDS,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 80,
+    "max_position_embeddings": N_CTX,
+}
+_HEAD = {**_GQA, "head_dim": 10}
+_MHA = {**_IDS, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+_MHA_CTX = {**_MHA, "max_position_embeddings": N_CTX}
+_GPT = {**_IDS, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": N_CTX}
+_EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 2}
+_FALCON = {
+    **_IDS,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "max_position_embeddings": N_CTX,
+    "bias": False,
+    "alibi": False,
+}
+
+TWINS: Mapping[str, Twin] = {
+    "gpt2": Twin("GPT2LMHeadModel", "gpt2", {**_GPT, "n_ctx": N_CTX}),
+    "llama": Twin("LlamaForCausalLM", "llama", {**_GQA, "rms_norm_eps": 1e-5}),
+    "llama3-rope": Twin(
+        "LlamaForCausalLM",
+        "llama",
+        {
+            **_HEAD,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    "llama-bias": Twin(
+        "LlamaForCausalLM",
+        "llama",
+        {**_HEAD, "rms_norm_eps": 1e-5, "attention_bias": True, "mlp_bias": True},
+    ),
+    "mistral": Twin("MistralForCausalLM", "mistral", {**_HEAD, "sliding_window": WINDOW}),
+    "mixtral": Twin("MixtralForCausalLM", "mixtral", {**_GQA, **_EXPERTS}),
+    "qwen2": Twin("Qwen2ForCausalLM", "qwen2", dict(_GQA)),
+    "qwen3": Twin("Qwen3ForCausalLM", "qwen3", dict(_HEAD)),
+    "qwen3-moe": Twin(
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        {
+            **_HEAD,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 28,
+            "decoder_sparse_step": 1,
+            "norm_topk_prob": True,
+        },
+    ),
+    "gemma": Twin("GemmaForCausalLM", "gemma", dict(_HEAD)),
+    "gemma2": Twin(
+        "Gemma2ForCausalLM",
+        "gemma2",
+        {
+            **_HEAD,
+            "num_hidden_layers": 4,
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 14,
+            "attn_logit_softcapping": 20.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "gemma3": Twin(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        {
+            **_HEAD,
+            "num_hidden_layers": 4,
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 14,
+            "layer_types": [
+                "sliding_attention",
+                "sliding_attention",
+                "full_attention",
+                "sliding_attention",
+            ],
+        },
+    ),
+    "gpt-neox": Twin(
+        "GPTNeoXForCausalLM", "gpt_neox", {**_MHA_CTX, "intermediate_size": 80, "rotary_pct": 0.5}
+    ),
+    "gpt-neo": Twin(
+        "GPTNeoForCausalLM",
+        "gpt_neo",
+        {
+            **_IDS,
+            "hidden_size": 48,
+            "num_layers": 4,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": WINDOW,
+            "max_position_embeddings": N_CTX,
+        },
+    ),
+    "gptj": Twin("GPTJForCausalLM", "gptj", {**_GPT, "rotary_dim": 6}),
+    "opt": Twin("OPTForCausalLM", "opt", {**_MHA_CTX, "ffn_dim": 80, "word_embed_proj_dim": 48}),
+    "bloom": Twin(
+        "BloomForCausalLM", "bloom", {**_IDS, "hidden_size": 48, "n_layer": 3, "n_head": 6}
+    ),
+    "falcon-7b": Twin(
+        "FalconForCausalLM",
+        "falcon",
+        {
+            **_FALCON,
+            "new_decoder_architecture": False,
+            "multi_query": True,
+            "parallel_attn": True,
+        },
+    ),
+    "falcon-40b": Twin(
+        "FalconForCausalLM",
+        "falcon",
+        {
+            **_FALCON,
+            "num_kv_heads": 2,
+            "new_decoder_architecture": True,
+            "multi_query": False,
+            "parallel_attn": True,
+        },
+    ),
+    "mpt": Twin(
+        "MptForCausalLM",
+        "mpt",
+        {**_IDS, "d_model": 48, "n_heads": 4, "n_layers": 3, "max_seq_len": N_CTX},
+    ),
+    "phi": Twin(
+        "PhiForCausalLM", "phi", {**_MHA_CTX, "intermediate_size": 80, "partial_rotary_factor": 0.5}
+    ),
+    "phi3": Twin("Phi3ForCausalLM", "phi3", dict(_GQA)),
+    "olmo": Twin("OlmoForCausalLM", "olmo", {**_GQA, "clip_qkv": 1.5}),
+    "olmo2": Twin("Olmo2ForCausalLM", "olmo2", dict(_GQA)),
+    "gpt-oss": Twin(
+        "GptOssForCausalLM",
+        "gpt_oss",
+        {
+            **_HEAD,
+            **_EXPERTS,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 150000.0,
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 3,
+            },
+        },
+    ),
+    "stablelm": Twin(
+        "StableLmForCausalLM",
+        "stablelm",
+        {**_GQA, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
+    ),
+    "cohere": Twin("CohereForCausalLM", "cohere", {**_GQA, "logit_scale": 0.25}),
+}

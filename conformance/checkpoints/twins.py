@@ -1,0 +1,88 @@
+"""Builds a twin: the real HuggingFace class, shrunk, with seeded weights none of which is neutral.
+
+HuggingFace's own initialisation (std 0.02, zero biases, unit norm weights) hides whole classes
+of bugs: attention is nearly uniform, softcaps and activation variants are inactive, a missing
+bias or norm offset changes nothing. Here norm weights stay away from 1, biases away from 0, and
+matrices are large enough that attention is peaked and activations reach their curved parts.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conformance.checkpoints.twin_catalogue import TWINS
+from conformance.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+#: Standard deviations: vectors (norm weights and biases, around their own initial value),
+#: embedding tables, and matrices in units of 1/sqrt(fan). With unit-variance inputs a gain of
+#: 1.5 gives query-key products of variance 5, whose softmax is far from uniform.
+_VECTOR_STD = 0.3
+_TABLE_STD = 0.8
+_MATRIX_GAIN = 1.5
+
+
+def build_twin(name: str, seed: int, target: Path) -> None:
+    """Write twin ``name`` to directory ``target``: config, safetensors and a character tokenizer.
+
+    Raises:
+        CheckpointError: no such twin.
+    """
+    twin = TWINS.get(name)
+    if twin is None:
+        raise CheckpointError(
+            f"no twin named {name!r}", f"known: {', '.join(sorted(TWINS))} (twin_catalogue.py)"
+        )
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.for_model(twin.model_type, **twin.config)
+    config.architectures = [twin.architecture]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(transformers, twin.architecture)._from_config(config, dtype=torch.float32)
+    fill(model, seed)
+    model.save_pretrained(target)
+    save_tokenizer(target, config.vocab_size)
+
+
+def fill(model: torch.nn.Module, seed: int) -> None:
+    """Draw every parameter from ``seed``, in place."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.add_(_VECTOR_STD * noise)
+            elif id(parameter) in tables:
+                parameter.copy_(_TABLE_STD * noise)
+            else:
+                parameter.copy_(_MATRIX_GAIN / math.sqrt(min(parameter.shape[-2:])) * noise)
+
+
+def save_tokenizer(target: Path, vocab_size: int) -> None:
+    """One token per printable ASCII character, after four special ones."""
+    import string
+
+    import tokenizers
+    import transformers
+
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    characters = [*special, *string.printable][:vocab_size]
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>")
+    )
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(pattern="", behavior="isolated")
+    inner.decoder = tokenizers.decoders.Fuse()
+    names: dict[str, Any] = dict(
+        zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True)
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+    tokenizer.save_pretrained(target)

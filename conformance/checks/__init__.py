@@ -1,0 +1,30 @@
+"""The checks: one small module each, a registry, and the context they read.
+
+A check yields :class:`~conformance.records.Comparison` objects and never asserts; one place
+(``verdicts.py``) turns them into a verdict. A new check is one subclass of
+:class:`~conformance.checks.base.Check`, listed in :func:`registry`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from conformance.checks.names import CHECKS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from conformance.checks.base import Check
+
+
+def registry() -> Mapping[str, type[Check]]:
+    """Name -> check, in the order in which a port is judged."""
+    from conformance.checks.activations import Activations
+    from conformance.checks.components import Components
+    from conformance.checks.logits import Logits
+    from conformance.checks.loss import Loss
+    from conformance.checks.weights import Weights
+
+    found = {c.name: c for c in (Weights, Activations, Components, Logits, Loss)}
+    assert tuple(found) == CHECKS, "checks/names.py and the registry differ"
+    return found

@@ -1,0 +1,72 @@
+"""Teacher-forced isolation: every component on the reference's own input.
+
+Errors do not accumulate here, so the component that is wrong names itself. Norms, attention and
+MLP are isolated in one pass (each is fed the truth), whole blocks, the final norm and the
+unembedding in another. If every component agrees alone and the whole does not, the wiring
+between them is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+from conformance.checks.base import Check, Context, Pass, PassMode, judge, structure
+from conformance.records import Comparison
+from conformance.reference import ISOLATION_PROMPTS
+
+if TYPE_CHECKING:
+    import torch
+
+#: Sites that a mode does not isolate: sums of the residual stream are the block's business.
+_WIRING = ("resid_pre",)
+
+
+class Components(Check):
+    """Each component computes the reference's output from the reference's input."""
+
+    name: ClassVar[str] = "components"
+    modes: ClassVar[frozenset[PassMode]] = frozenset({"blocks", "components"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._compared = 0
+
+    def wants(self, run: Pass) -> bool:
+        return super().wants(run) and run.prompt.name in ISOLATION_PROMPTS
+
+    def site(
+        self, context: Context, run: Pass, name: str, value: torch.Tensor
+    ) -> Iterable[Comparison]:
+        if name.endswith(_WIRING):
+            return
+        self._compared += 1
+        yield judge(context.reference, run, name, value)
+
+    def finish(
+        self, context: Context, run: Pass, logits: torch.Tensor, loss: torch.Tensor | None
+    ) -> Iterable[Comparison]:
+        yield judge(context.reference, run, "logits", logits)
+        expected, _ = context.subject.expected_hooks()
+        due = sum(not name.endswith(_WIRING) for name in expected)
+        if self._compared < due:
+            yield structure(None, f"only {self._compared} of {due} sites fired", str(run))
+        self._compared = 0
+        missing = [
+            name
+            for name in _expected_components(context)
+            if name not in context.subject.components()
+        ]
+        for name in missing:
+            yield structure(name, "the port has no module for this component", str(run))
+
+
+def _expected_components(context: Context) -> list[str]:
+    from conformance.implementations.base import BLOCK_COMPONENTS
+
+    fam, layers = context.subject.family, range(context.subject.dims.n_layers)
+    names = ["ln_final", "unembed", *(f"blocks.{i}" for i in layers)]
+    for part in BLOCK_COMPONENTS:
+        if getattr(fam, part) is not None:
+            names += [f"blocks.{i}.{part}" for i in layers]
+    return names

@@ -1,0 +1,244 @@
+"""``conformance run | models | show``: a thin face on the suite and its records.
+
+Exit codes: 0 all right, 1 a port does not conform, 2 usage, 3 the harness itself failed,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from conformance.errors import ConformanceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from conformance.records import Records
+    from conformance.spec import ModelSpec
+
+_USAGE, _HARNESS, _INTERRUPTED = 2, 3, 130
+#: More explanations than this are left to ``conformance show``.
+_EXPLAINED = 12
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Settles whether a TransformerLens port computes the same thing as HuggingFace.",
+)
+
+_Models = Annotated[Path, typer.Option("--models", metavar="FILE", help="The models to check.")]
+_MODELS = Path("models.toml")
+
+
+def main() -> None:
+    """Entry point of the ``conformance`` command."""
+    app(prog_name="conformance")
+
+
+@app.command()
+def run(
+    models: _Models = _MODELS,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="ID", help="Only this model, or glob. Can be repeated."),
+    ] = None,
+    subject: Annotated[
+        list[str] | None,
+        typer.Option("--subject", metavar="S", help="Only this subject. Can be repeated."),
+    ] = None,
+    check: Annotated[
+        list[str] | None,
+        typer.Option("--check", metavar="C", help="Only this check. Can be repeated."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where records.jsonl is written.")
+    ] = Path("conformance-out"),
+    workers: Annotated[
+        str | None, typer.Option("-n", metavar="N", help="Models at a time: a number, or auto.")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Longest time for one reference or one subject.", min=0.001
+        ),
+    ] = None,
+    junitxml: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a JUnit report.")
+    ] = None,
+) -> None:
+    """Check models: the pytest suite, with progress and a table at the end."""
+    if workers is not None and workers not in ("auto", "logical") and not workers.isdigit():
+        raise typer.BadParameter(f"{workers!r} is neither a number nor auto", param_hint="-n")
+    selection = [
+        *(f"--model={name}" for name in model or ()),
+        *(f"--subject={name}" for name in subject or ()),
+        *(f"--check={name}" for name in check or ()),
+    ]
+    args = [
+        "--models",
+        str(models),
+        "--out",
+        str(out),
+        *selection,
+        *(["-n", workers] if workers else []),
+        *(["--timeout", str(timeout)] if timeout else []),
+        *([f"--junitxml={junitxml.absolute()}"] if junitxml else []),
+    ]
+    status = _run_suite(args)
+    if status == _INTERRUPTED or not 0 <= status <= _HARNESS:
+        typer.echo("interrupted" if status == _INTERRUPTED else f"pytest ended with {status}")
+    raise typer.Exit(status)
+
+
+def _run_suite(args: Sequence[str]) -> int:
+    """Run the suite in this process and print what came of it."""
+    import pytest
+    from rich.console import Console
+
+    from conformance.progress import Progress
+    from conformance.recorder import FILE_NAME
+
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    progress = Progress(console)
+    hidden = io.StringIO()
+    with contextlib.redirect_stdout(hidden), progress:
+        status = int(pytest.main([*_pytest_args(), *args], plugins=[progress]))
+    out = Path(args[args.index("--out") + 1])
+    if progress.began:
+        records = _read(out)
+        _print(console, records, explained=_EXPLAINED)
+        console.print(f"records: {out / FILE_NAME}", markup=False, soft_wrap=True)
+    elif status not in (0, _USAGE):
+        typer.echo(hidden.getvalue(), err=True)
+    if status == pytest.ExitCode.USAGE_ERROR:
+        return _USAGE
+    if progress.interrupted:
+        return _INTERRUPTED
+    if status == pytest.ExitCode.INTERNAL_ERROR and progress.internal_error:
+        typer.echo(hidden.getvalue(), err=True)
+    return status
+
+
+def _pytest_args() -> list[str]:
+    """The suite, whatever pytest configuration and conftest lie about where we are called."""
+    return [
+        "-c",
+        os.devnull,
+        f"--rootdir={Path.cwd()}",
+        "--noconftest",
+        "-p",
+        "conformance.plugin",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+        "--capture=no",  # children's output is captured where it arises
+        "--no-header",
+        "--no-summary",
+        "-q",
+        "--pyargs",
+        "conformance.suite",
+    ]
+
+
+@app.command(name="models")
+def list_models(models: _Models = _MODELS) -> None:
+    """List the entries of models.toml."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from conformance.selection import known_subjects
+    from conformance.spec import load_spec
+
+    try:
+        spec = load_spec(models)
+    except ConformanceError as error:
+        _fail(error)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("id", "architecture", "source", "dtype", "subjects", "expected failures"):
+        table.add_column(column, overflow="fold")
+    known = known_subjects(spec)
+    for model in spec.models:
+        table.add_row(
+            *map(
+                Text,
+                (
+                    model.id,
+                    model.architecture,
+                    _source(model),
+                    model.dtype,
+                    " ".join(model.subjects or known),
+                    str(len(model.expected_failures) or "-"),
+                ),
+            )
+        )
+    Console(highlight=False).print(table)
+
+
+def _source(model: ModelSpec) -> str:
+    source = model.source.model_dump()
+    if "packages" in source:
+        return f"wheel {source['packages'][0]['requirement']}"
+    kind = next(key for key in ("hub", "path", "twin") if key in source)
+    return f"{kind} {source[kind]}"
+
+
+@app.command()
+def show(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The --out of a run.")] = Path(
+        "conformance-out"
+    ),
+) -> None:
+    """Show the table and the failures of an earlier run, from its records alone."""
+    from rich.console import Console
+
+    from conformance.report.terminal import exit_code, state
+
+    try:
+        records = _read(directory)
+    except ConformanceError as error:
+        _fail(error)
+    _print(Console(highlight=False), records, explained=None)
+    status = exit_code(verdict.outcome for verdict in records.verdicts)
+    raise typer.Exit(_HARNESS if state(records) and status == 0 else status)
+
+
+def _read(directory: Path) -> Records:
+    from conformance.recorder import FILE_NAME
+    from conformance.records import read
+
+    return read(directory if directory.suffix == ".jsonl" else directory / FILE_NAME)
+
+
+def _print(console: Console, records: Records, explained: int | None) -> None:
+    """Failures first, so that what is read last, and seen first, is the summary."""
+    from conformance.report.terminal import explanations, left_out, summary, table
+
+    models = records.header.models_toml
+    default = str(_MODELS.absolute())
+    texts = explanations(records.verdicts, models=None if models == default else models)
+    for text in texts[:explained]:
+        console.print(text, markup=False, soft_wrap=True, end="\n\n")
+    if explained is not None and len(texts) > explained:
+        console.print(f"and {len(texts) - explained} more; `conformance show` tells them all\n")
+    console.print(table(records.verdicts, width=console.width))
+    console.print()
+    for line in (*left_out(records.verdicts), *summary(records)):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _fail(error: ConformanceError) -> None:
+    typer.echo(f"conformance: {error}", err=True)
+    raise typer.Exit(_USAGE)

@@ -1,0 +1,243 @@
+"""Runs one job inside a child process: fetch a checkpoint, run a reference, judge a subject.
+
+A subject is loaded once in promoted float64 and once in the model's dtype; each forward pass
+feeds every check that reads it, site by site as the sites fire, so that one model and one site
+are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conformance.checkpoints import Checkpoint, resolve
+from conformance.checks import registry
+from conformance.checks.base import Check, Context, Pass, structure
+from conformance.errors import ImplementationError, NotApplicable
+from conformance.jobs import Emit, Job
+from conformance.reference import ISOLATION_PROMPTS, Reference, directory, ensure, teacher
+from conformance.verdicts import conclude
+
+if TYPE_CHECKING:
+    import torch
+
+    from conformance.implementations.subjects import LensModel
+
+_Loader = Callable[["torch.dtype"], "LensModel"]
+
+
+def run_job(job: Job, emit: Emit) -> None:
+    """Do one job, sending progress and verdicts through ``emit``.
+
+    Raises:
+        ConformanceError: the job could not be done; the class says whose fault it is.
+    """
+
+    def progress(text: str) -> None:
+        emit({"event": "progress", "text": text})
+
+    _quiet_libraries()
+    if job.model.evidence == "twin":
+        # Starting a second thread costs more than a twin's largest product.
+        import torch
+
+        torch.set_num_threads(1)
+    cache = Path(job.cache)
+    checkpoint = resolve(job.model, cache, progress)
+    if job.kind == "reference":
+        ensure(job.model, checkpoint, cache, progress)
+    elif job.kind == "subject":
+        _judge(job, checkpoint, cache, emit, progress)
+
+
+def _quiet_libraries() -> None:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+@dataclass
+class _Running:
+    """The checks of one subject, with the time each took."""
+
+    checks: list[Check]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, check: Check, since: float) -> None:
+        self.seconds[check.name] = self.seconds.get(check.name, 0.0) + time.perf_counter() - since
+
+
+def _judge(
+    job: Job,
+    checkpoint: Checkpoint,
+    cache: Path,
+    emit: Emit,
+    progress: Callable[[str], None],
+) -> None:
+    import torch
+
+    from conformance.implementations.subjects import load_subject
+    from conformance.precision import DTYPES
+
+    assert job.subject is not None
+    reference = Reference(
+        directory(job.model, checkpoint, cache), checkpoint.path, job.model.architecture
+    )
+    available = registry()
+    running = _Running([available[name]() for name in job.checks])
+
+    def load(dtype: torch.dtype) -> LensModel:
+        assert job.subject is not None
+        progress(f"{job.subject}: loading in {str(dtype).removeprefix('torch.')}")
+        try:
+            return load_subject(
+                job.subject,
+                checkpoint.path,
+                reference.family,
+                reference.dims,
+                dtype,
+                loader=job.loader,
+                hooked_name=job.model.hooked_name,
+                trust_remote_code=job.model.trust_remote_code,
+            )
+        except (NotApplicable, ImplementationError):
+            raise
+        except Exception as error:
+            raise ImplementationError(
+                f"{job.subject} could not load {job.model.id}: "
+                f"{type(error).__name__}: {error}\n{_tail(error)}",
+                "this is the port's failure: load the checkpoint with TransformerLens by hand",
+            ) from error
+
+    dtypes = ["float64"] if job.model.dtype == "float64" else ["float64", job.model.dtype]
+    for dtype in dtypes:
+        subject = load(DTYPES[dtype])
+        context = Context(reference, subject)
+        if dtype == "float64":
+            _weights(running, context)
+        _passes(running, context, dtype, progress)
+        del subject, context
+        gc.collect()
+    for check in running.checks:
+        verdict = conclude(
+            job.model,
+            job.subject,
+            check.name,
+            check.comparisons,
+            {**check.metrics, **_left_out(check, reference)},
+            running.seconds.get(check.name, 0.0),
+        )
+        emit({"event": "verdict", "record": asdict(verdict)})
+
+
+def _left_out(check: Check, reference: Reference) -> dict[str, Any]:
+    if not check.modes or not reference.left_out:
+        return {}
+    return {"prompts_left_out": reference.left_out}
+
+
+def _weights(running: _Running, context: Context) -> None:
+    checks = [c for c in running.checks if c.reads_weights]
+    if not checks:
+        return
+    context.parameters = context.reference.parameters()
+    context.tied_unembed = context.reference.tied_unembed
+    for check in checks:
+        since = time.perf_counter()
+        check.comparisons.extend(check.weights(context))
+        running.spend(check, since)
+    context.parameters = {}
+
+
+def _plan(context: Context, dtype: str) -> Iterator[Pass]:
+    """All forward passes of one load, processed weights last: processing is in place."""
+    prompts = context.reference.prompts
+    for prompt in prompts:
+        yield Pass(dtype, "plain", prompt)
+    for prompt in prompts:
+        if prompt.name in ISOLATION_PROMPTS:
+            yield Pass(dtype, "blocks", prompt)
+            yield Pass(dtype, "components", prompt)
+    for prompt in prompts:
+        yield Pass(dtype, "processed", prompt)
+
+
+def _passes(
+    running: _Running, context: Context, dtype: str, progress: Callable[[str], None]
+) -> None:
+    processed: BaseException | bool = False
+    for run in _plan(context, dtype):
+        readers = [c for c in running.checks if c.wants(run)]
+        if not readers:
+            continue
+        progress(f"{context.subject.name}: {run}")
+        if run.mode == "processed" and processed is False:
+            try:
+                context.subject.process_weights()
+                processed = True
+            except Exception as error:
+                processed = error
+        if isinstance(processed, BaseException):
+            note = f"weight processing raised {type(processed).__name__}: {processed}"
+            for check in readers:
+                check.comparisons.append(structure(None, note, str(run)))
+            continue
+        _one_pass(running, context, run, readers)
+
+
+def _one_pass(running: _Running, context: Context, run: Pass, readers: list[Check]) -> None:
+    """One forward pass of the subject. What it raises is the port's failure; what a check
+    raises inside a hook is ours, and is told apart."""
+    subject, reference = context.subject, context.reference
+    ours: list[BaseException] = []
+    started = time.perf_counter()
+    inside = 0.0
+
+    def on_site(name: str, value: torch.Tensor) -> None:
+        nonlocal inside
+        if ours:
+            return
+        for check in readers:
+            since = time.perf_counter()
+            try:
+                check.comparisons.extend(check.site(context, run, name, value))
+            except Exception as error:
+                ours.append(error)
+            running.spend(check, since)
+            inside += time.perf_counter() - since
+
+    try:
+        loss = None
+        if run.mode == "plain":
+            logits, loss = subject.run_with_loss(run.prompt, on_site)
+        elif run.mode == "processed":
+            logits = subject.run(run.prompt, lambda *_: None)
+        else:
+            force = teacher(
+                run.mode, lambda name: reference.input(run.prompt.name, name), subject.dtype
+            )
+            logits = subject.run(run.prompt, on_site, force=force)
+    except Exception as error:
+        if not ours:
+            note = f"the forward pass raised {type(error).__name__}: {error}\n{_tail(error)}"
+            for check in readers:
+                check.comparisons.append(structure(None, note, str(run)))
+            return
+    if ours:
+        raise ours[0]
+    forward = time.perf_counter() - started - inside
+    for check in readers:
+        since = time.perf_counter()
+        check.comparisons.extend(check.finish(context, run, logits, loss))
+        running.spend(check, since - forward / len(readers))
+
+
+def _tail(error: BaseException, lines: int = 6) -> str:
+    text = "".join(traceback.format_exception(error)).rstrip().splitlines()
+    return "\n".join(text[-lines:])

@@ -1,0 +1,1 @@
+"""The two sides: HuggingFace (the reference) and the TransformerLens ports (the subjects)."""

@@ -1,0 +1,130 @@
+"""What every implementation offers to the engine, and the module hooks both sides share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from conformance.errors import ImplementationError
+from conformance.sites import parse
+
+if TYPE_CHECKING:
+    from conformance.families import Dims, Family
+    from conformance.prompts import Prompt
+
+#: Called with a site's name and its value, laid out along the site's axes, as it appears.
+OnSite = Callable[[str, torch.Tensor], None]
+
+#: Component name (``blocks.3``, ``blocks.3.attn``, ``ln_final``, ...) -> the input to feed it
+#: instead of its own; None leaves it alone.
+Force = Callable[[str], "torch.Tensor | None"]
+
+#: Components of a block that isolation feeds separately, in order.
+BLOCK_COMPONENTS: tuple[str, ...] = ("ln1", "attn", "ln1_post", "ln2", "mlp", "ln2_post")
+
+
+class Implementation(Protocol):
+    """A loaded model of either side."""
+
+    family: Family
+    dims: Dims
+    dtype: torch.dtype
+
+    def run(
+        self,
+        prompt: Prompt,
+        on_site: OnSite,
+        *,
+        force: Force | None = None,
+        on_input: OnSite | None = None,
+    ) -> torch.Tensor:
+        """One forward pass. Returns logits [batch, pos, d_vocab].
+
+        Args:
+            on_site: called for every site as it appears, ``logits`` excepted (returned).
+            force: inputs to feed components instead of their own (teacher forcing).
+            on_input: called with each component's input, before forcing.
+        """
+        ...
+
+
+def replace_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], value: torch.Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call's arguments with its hidden-state input replaced."""
+    if args and isinstance(args[0], torch.Tensor):
+        return (value.reshape(args[0].shape), *args[1:]), kwargs
+    for name in ("hidden_states", "input", "x", "residual"):
+        if isinstance(kwargs.get(name), torch.Tensor):
+            return args, {**kwargs, name: value.reshape(kwargs[name].shape)}
+    raise ImplementationError(
+        f"no tensor input among {len(args)} positional and {sorted(kwargs)} keyword arguments",
+        "teach conformance.implementations.base.replace_input this signature",
+    )
+
+
+def tensor_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    """The call's hidden-state input, or None."""
+    if args and isinstance(args[0], torch.Tensor):
+        return args[0]
+    for name in ("hidden_states", "input", "x", "residual"):
+        if isinstance(kwargs.get(name), torch.Tensor):
+            return kwargs[name]
+    return None
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """A module's main output: itself, or the first of its tuple."""
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def shaped(emit: OnSite, prompt: Prompt) -> OnSite:
+    """Give back batch and position to what a block flattened (OPT's MLP) or broadcast."""
+    batch, pos = prompt.tokens.shape
+
+    def emit_shaped(name: str, tensor: torch.Tensor) -> None:
+        axes = parse(name).axes
+        if axes[:2] == ("batch", "pos"):
+            if tensor.ndim == len(axes) - 1:
+                tensor = tensor.unflatten(0, (-1, pos))
+            if tensor.shape[0] == 1 != batch:
+                tensor = tensor.expand(batch, *tensor.shape[1:])
+        elif axes[0] == "token" and tensor.ndim == 3:
+            tensor = tensor.flatten(0, 1)
+        emit(name, tensor)
+
+    return emit_shaped
+
+
+@contextlib.contextmanager
+def hooked_inputs(
+    modules: Mapping[str, torch.nn.Module], force: Force | None, on_input: OnSite | None
+) -> Iterator[None]:
+    """Force and watch the inputs of components for the duration.
+
+    Args:
+        modules: component name -> module whose first tensor argument is its input.
+    """
+    if force is None and on_input is None:
+        yield
+        return
+
+    def make(name: str) -> Callable[..., Any]:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if on_input is not None:
+                own = tensor_input(args, kwargs)
+                if own is not None:
+                    on_input(name, own)
+            value = force(name) if force is not None else None
+            return None if value is None else replace_input(args, kwargs, value)
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for name, module in modules.items():
+            handle = module.register_forward_pre_hook(make(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield

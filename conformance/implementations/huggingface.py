@@ -1,0 +1,368 @@
+"""The reference: a HuggingFace model, eager attention, tapped by hooks of ours.
+
+Sites that are a module's input or output are read by forward hooks at the paths that
+``families.py`` states. Attention's insides (rotated q and k, scores, pattern) are not modules;
+they are read where every implementation has them: the arguments of the last batched product
+before the softmax, and the softmax's own input and output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from conformance.errors import ImplementationError
+from conformance.families import Dims, Family, dims, family
+from conformance.implementations.base import (
+    BLOCK_COMPONENTS,
+    Force,
+    OnSite,
+    first_tensor,
+    hooked_inputs,
+    shaped,
+)
+from conformance.precision import promoted
+from conformance.prompts import Prompt
+from conformance.weights import split_fused
+
+_PRODUCTS = frozenset(
+    {
+        torch.matmul,
+        torch.bmm,
+        torch.baddbmm,
+        torch.Tensor.matmul,
+        torch.Tensor.__matmul__,
+        torch.Tensor.bmm,
+        torch.Tensor.baddbmm,
+    }
+)
+_SOFTMAXES = frozenset({torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax})
+_CATS = frozenset({torch.cat, torch.concat})
+
+
+class _AttentionTap(TorchFunctionMode):
+    """Reads rotated q and k, scores and pattern while a layer's attention runs."""
+
+    def __init__(self, fam: Family, d: Dims, emit: OnSite) -> None:
+        super().__init__()
+        self._family, self._dims, self._emit = fam, d, emit
+        self._layer: int | None = None
+        self._product: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._sink_scores: torch.Tensor | None = None
+
+    def enter(self, layer: int) -> None:
+        self._layer, self._product, self._sink_scores = layer, None, None
+
+    def leave(self) -> None:
+        self._layer = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._layer is None:
+            return func(*args, **kwargs)
+        if func in _PRODUCTS and args[0].ndim == 4 and args[1].ndim == 4:
+            self._product = (args[0], args[1])
+        elif func in _CATS and self._family.sinks and len(args[0]) == 2:
+            scores = args[0][0]
+            if scores.ndim == 4 and args[0][1].shape[-1] == 1:
+                self._sink_scores = scores
+        result = func(*args, **kwargs)
+        if func in _SOFTMAXES and result.ndim == 4:
+            self._softmax(args[0] if args else kwargs["input"], result)
+            self._layer = None  # the first softmax is the pattern; experts may use others
+        return result
+
+    def _softmax(self, scores: torch.Tensor, pattern: torch.Tensor) -> None:
+        at = f"blocks.{self._layer}.attn."
+        if self._family.rotary and self._product is not None:
+            q, k = self._product[0], self._product[1].transpose(-1, -2)
+            if k.shape[1] == self._dims.n_heads != self._dims.n_kv_heads:
+                k = k[:, :: self._dims.group]
+            self._emit(at + "rot_q", q.transpose(1, 2))
+            self._emit(at + "rot_k", k.transpose(1, 2))
+        if self._sink_scores is not None:
+            scores, pattern = self._sink_scores, pattern[..., :-1]
+        self._emit(at + "scores", scores)
+        self._emit(at + "pattern", pattern)
+
+
+class HuggingFaceModel:
+    """A HuggingFace causal language model that reports every site.
+
+    Args:
+        checkpoint: directory that ``from_pretrained`` reads.
+        architecture: the class name in ``models.toml``; must be the checkpoint's own.
+        dtype: float64 means promoted float64.
+        attention: ``eager``, or ``sdpa`` for a variant without scores and pattern.
+
+    Raises:
+        ImplementationError: the checkpoint is of another architecture or does not load whole.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        architecture: str,
+        dtype: torch.dtype,
+        *,
+        attention: str = "eager",
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.dtype, self.attention = dtype, attention
+        self.model = load(checkpoint, architecture, dtype, attention, trust_remote_code)
+        config = self.model.config
+        self.family: Family = family(architecture, config)
+        self.dims: Dims = dims(config)
+        self._modules = dict(self.model.named_modules())
+        parameters = inspect.signature(self.model.forward).parameters
+        self._takes_position_ids = "position_ids" in parameters
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Every parameter by its HuggingFace name; tied ones once, under their first name."""
+        return {name: p.detach() for name, p in self.model.named_parameters()}
+
+    def tied_unembed(self) -> bool:
+        """Whether the unembedding is the embedding."""
+        return (
+            self._modules[self.family.unembed].weight is self._modules[self.family.embed].weight
+        )
+
+    def _module(self, path: str) -> torch.nn.Module:
+        try:
+            return self._modules[path]
+        except KeyError:
+            raise ImplementationError(
+                f"{self.family.architecture} has no module {path!r}",
+                "correct its entry in conformance/families.py",
+            ) from None
+
+    def components(self) -> dict[str, torch.nn.Module]:
+        """Component name -> module whose input is the component's input."""
+        fam = self.family
+        found = {"ln_final": self._module(fam.ln_final), "unembed": self._module(fam.unembed)}
+        for layer in range(self.dims.n_layers):
+            found[f"blocks.{layer}"] = self._module(fam.at("", layer))
+            for name in BLOCK_COMPONENTS:
+                path = getattr(fam, name)
+                if path is not None:
+                    found[f"blocks.{layer}.{name}"] = self._module(fam.at(path, layer))
+        return found
+
+    def run(
+        self,
+        prompt: Prompt,
+        on_site: OnSite,
+        *,
+        force: Force | None = None,
+        on_input: OnSite | None = None,
+    ) -> torch.Tensor:
+        """See :class:`conformance.implementations.base.Implementation`."""
+        inputs: dict[str, torch.Tensor] = {"input_ids": prompt.tokens}
+        if prompt.mask is not None:
+            inputs["attention_mask"] = prompt.mask
+            if self._takes_position_ids:
+                # What `generate` does: positions count real tokens only.
+                positions = (prompt.mask.cumsum(-1) - 1).clamp_min(0)
+                inputs["position_ids"] = positions
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(promoted(self.dtype))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(self._tapped(shaped(on_site, prompt)))
+            stack.enter_context(hooked_inputs(self.components(), force, on_input))
+            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
+        return logits
+
+    @contextlib.contextmanager
+    def _tapped(self, emit: OnSite) -> Iterator[None]:
+        fam, d = self.family, self.dims
+        tap = _AttentionTap(fam, d, emit)
+        with contextlib.ExitStack() as stack:
+
+            def after(path: str, use: Callable[[torch.Tensor], None]) -> None:
+                def hook(_: Any, __: Any, output: Any) -> None:
+                    use(first_tensor(output))
+
+                stack.callback(self._module(path).register_forward_hook(hook).remove)
+
+            def before(path: str, use: Callable[[torch.Tensor], None]) -> None:
+                def hook(_: Any, args: Any, kwargs: Any) -> None:
+                    use(args[0] if args else kwargs["hidden_states"])
+
+                handle = self._module(path).register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+
+            def to(name: str) -> Callable[[torch.Tensor], None]:
+                return lambda tensor: emit(name, tensor)
+
+            after(fam.embed_ln or fam.embed, to("embed"))
+            if fam.pos_embed:
+                after(fam.pos_embed, to("pos_embed"))
+            after(fam.ln_final, to("ln_final"))
+            for layer in range(d.n_layers):
+                self._tap_block(layer, tap, before, after, emit)
+            stack.enter_context(tap)
+            yield
+
+    def _tap_block(
+        self,
+        layer: int,
+        tap: _AttentionTap,
+        before: Callable[[str, Callable[[torch.Tensor], None]], None],
+        after: Callable[[str, Callable[[torch.Tensor], None]], None],
+        emit: OnSite,
+    ) -> None:
+        fam, d = self.family, self.dims
+
+        def at(path: str) -> str:
+            return fam.at(path, layer)
+
+        def to(kind: str) -> Callable[[torch.Tensor], None]:
+            return lambda tensor: emit(f"blocks.{layer}.{kind}", tensor)
+
+        def heads(kind: str, n: int | None) -> Callable[[torch.Tensor], None]:
+            """Emit [batch, pos, n, d_head]; None: the tensor is so already."""
+            return lambda t: emit(
+                f"blocks.{layer}.{kind}", t if n is None else t.unflatten(-1, (n, d.d_head))
+            )
+
+        before(at(""), to("resid_pre"))
+        after(at(""), to("resid_post"))
+        if fam.ln1:
+            after(at(fam.ln1), to("ln1"))
+        self._tap_projections(layer, after, heads, emit)
+        before(at(fam.attn), lambda _: tap.enter(layer))
+        after(at(fam.attn), lambda _: tap.leave())
+        before(at(fam.o), heads("attn.z", d.n_heads))
+        if fam.ln1_post:
+            after(at(fam.o), to("attn.out"))
+            after(at(fam.ln1_post), to("attn_out"))
+        else:
+            after(at(fam.o), to("attn_out"))
+        if fam.ln2:
+            if not fam.parallel:
+                before(at(fam.ln2), to("resid_mid"))
+            after(at(fam.ln2), to("ln2"))
+        elif not fam.parallel:
+            before(at(fam.mlp), to("resid_mid"))
+        self._tap_mlp(layer, before, after, to)
+
+    def _tap_projections(
+        self,
+        layer: int,
+        after: Callable[[str, Callable[[torch.Tensor], None]], None],
+        heads: Callable[[str, int | None], Callable[[torch.Tensor], None]],
+        emit: OnSite,
+    ) -> None:
+        fam, d = self.family, self.dims
+        counts = {"q": d.n_heads, "k": d.n_kv_heads, "v": d.n_kv_heads}
+        if fam.qkv:
+
+            def fused(tensor: torch.Tensor) -> None:
+                for name, part in zip("qkv", split_fused(tensor, fam, d), strict=True):
+                    emit(f"blocks.{layer}.attn.{name}", part)
+
+            after(fam.at(fam.qkv, layer), fused)
+        else:
+            for name, count in counts.items():
+                after(fam.at(getattr(fam, name), layer), heads(f"attn.{name}", count))
+        for name, norm in (("q", fam.q_norm), ("k", fam.k_norm)):
+            if norm is None:
+                continue
+            kind, count = f"attn.{name}_normed", counts[name]
+            if fam.qk_norm == "full":
+                after(fam.at(norm, layer), heads(kind, count))
+            elif fam.qk_norm == "per_head":
+                after(fam.at(norm, layer), heads(kind, None))
+            else:
+                after(
+                    fam.at(norm, layer),
+                    lambda t, kind=kind: emit(f"blocks.{layer}.{kind}", t.transpose(1, 2)),
+                )
+
+    def _tap_mlp(
+        self,
+        layer: int,
+        before: Callable[[str, Callable[[torch.Tensor], None]], None],
+        after: Callable[[str, Callable[[torch.Tensor], None]], None],
+        to: Callable[[str], Callable[[torch.Tensor], None]],
+    ) -> None:
+        fam = self.family
+
+        def at(path: str) -> str:
+            return fam.at(path, layer)
+
+        out = at(fam.mlp_contribution or fam.mlp)
+        if fam.ln2_post:
+            after(out, to("mlp.out"))
+            after(at(fam.ln2_post), to("mlp_out"))
+        else:
+            after(out, to("mlp_out"))
+        if fam.router:
+            after(at(fam.router), to("mlp.router_logits"))
+            return
+        if fam.gate_up:
+
+            def gate_up(tensor: torch.Tensor) -> None:
+                gate, up = tensor.chunk(2, dim=-1)
+                to("mlp.pre")(gate)
+                to("mlp.pre_linear")(up)
+
+            after(at(fam.gate_up), gate_up)
+        elif fam.gate and fam.up:
+            after(at(fam.gate), to("mlp.pre"))
+            after(at(fam.up), to("mlp.pre_linear"))
+        elif fam.up:
+            after(at(fam.up), to("mlp.pre"))
+        if fam.down:
+            before(at(fam.down), to("mlp.post"))
+
+
+def load(
+    checkpoint: Path,
+    architecture: str,
+    dtype: torch.dtype,
+    attention: str = "eager",
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a checkpoint with HuggingFace transformers, on the CPU, in eval mode.
+
+    Raises:
+        ImplementationError: another architecture than stated, or weights missing, unexpected
+            or of another shape.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(
+        checkpoint, trust_remote_code=trust_remote_code
+    )
+    stated = list(config.architectures or [])
+    if architecture not in stated:
+        raise ImplementationError(
+            f"{checkpoint} holds {', '.join(stated) or 'no architecture'}, "
+            f"models.toml says {architecture}",
+            "correct `architecture` of this model in models.toml",
+        )
+    cls = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+    with promoted(dtype):
+        model, info = cls.from_pretrained(
+            checkpoint,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    problems = {k: sorted(map(str, v)) for k, v in info.items() if v}
+    if problems:
+        raise ImplementationError(
+            f"{checkpoint} did not load whole: {problems}",
+            "the weights file does not belong to this config, or is damaged",
+        )
+    return model.eval()

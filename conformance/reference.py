@@ -1,0 +1,389 @@
+"""The reference run: HuggingFace's trace in promoted float64, and how exact HuggingFace itself is.
+
+One directory per (checkpoint, prompts, versions, our own tracing code) holds
+
+* every site of every prompt in promoted float64 (the truth), and the input of every component;
+* the reference's *spread* at each site: how far a re-association of the same mathematics (the
+  prompt in a larger batch) moves the truth;
+* the reference's *error* in the dtype that users run: its distance from the truth, the largest
+  over eager attention, sdpa and another batch shape; once for whole forward passes and once for
+  components fed the truth.
+
+A port is judged against these numbers, so a second run needs no HuggingFace model at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from conformance import SEEDS
+from conformance.checkpoints import Checkpoint
+from conformance.errors import TraceError
+from conformance.prompts import Prompt, build
+from conformance.trace import Trace, TraceWriter
+
+if TYPE_CHECKING:
+    import torch
+
+    from conformance.families import Dims, Family
+    from conformance.implementations.base import Force
+    from conformance.implementations.huggingface import HuggingFaceModel
+    from conformance.spec import ModelSpec
+
+#: ``plain``: an ordinary forward pass. ``blocks``: every block is fed the reference's own input.
+#: ``components``: every norm, attention and MLP is.
+Mode = Literal["plain", "blocks", "components"]
+MODES: tuple[Mode, ...] = ("plain", "blocks", "components")
+
+#: Prompts on which components are isolated: a short one, a padded one, and one past the window.
+ISOLATION_PROMPTS = ("sixteen", "padded_left", "long")
+
+#: The longest prompt runs once a dtype and mode: variants of it would double the run.
+VARIANT_SKIPS = frozenset({"long"})
+
+_TRACING_MODULES = (
+    "conformance.reference",
+    "conformance.prompts",
+    "conformance.precision",
+    "conformance.families",
+    "conformance.trace",
+    "conformance.compare",
+    "conformance.metrics",
+    "conformance.weights",
+    "conformance.implementations.base",
+    "conformance.implementations.huggingface",
+)
+
+
+def code_hash() -> str:
+    """Hash of the source that determines a trace: a change to it makes old traces stale."""
+    digest = hashlib.sha256()
+    for name in _TRACING_MODULES:
+        module = sys.modules.get(name) or __import__(name, fromlist=["_"])
+        digest.update(inspect.getsource(module).encode())
+    return digest.hexdigest()
+
+
+def fingerprint(model: ModelSpec, checkpoint: Checkpoint) -> str:
+    """What a stored trace is keyed by."""
+    facts = {
+        "checkpoint": checkpoint.digest,
+        "architecture": model.architecture,
+        "dtype": model.dtype,
+        "prompts": model.prompts,
+        "seeds": dict(SEEDS),
+        "torch": importlib.metadata.version("torch"),
+        "transformers": importlib.metadata.version("transformers"),
+        "code": code_hash(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def directory(model: ModelSpec, checkpoint: Checkpoint, cache: Path) -> Path:
+    """Where the trace of this model belongs."""
+    return cache / "traces" / f"{model.id}-{fingerprint(model, checkpoint)}"
+
+
+class Reference:
+    """A stored reference run.
+
+    Raises:
+        TraceError: there is none, or it is damaged.
+    """
+
+    def __init__(self, path: Path, checkpoint: Path, architecture: str) -> None:
+        import transformers
+
+        from conformance.families import dims, family
+
+        self.trace = Trace(path)
+        facts = self.trace.facts
+        config = transformers.AutoConfig.from_pretrained(checkpoint)
+        self.family: Family = family(architecture, config)
+        self.dims: Dims = dims(config)
+        self.dtype: str = facts["dtype"]
+        self.left_out: dict[str, str] = facts["left_out"]
+        self.variants: dict[str, Any] = facts["variants"]
+        self._spread: dict[str, dict[str, float]] = facts["spread"]
+        self._error: dict[str, dict[str, dict[str, float]]] = facts["error"]
+        self._sites: list[str] = facts["sites"]
+        self.tied_unembed: bool = facts["tied_unembed"]
+        self.prompts: tuple[Prompt, ...] = tuple(self._prompt(name) for name in facts["prompts"])
+
+    def _prompt(self, name: str) -> Prompt:
+        mask = f"{name}/mask"
+        return Prompt(
+            name,
+            self.trace[f"{name}/tokens"].clone(),
+            self.trace[mask].clone() if mask in self.trace else None,
+        )
+
+    @property
+    def sites(self) -> list[str]:
+        """Every site of the architecture (``logits`` included), in order of firing."""
+        return self._sites
+
+    def truth(self, prompt: str, site: str) -> torch.Tensor:
+        """The site in promoted float64."""
+        return self.trace[f"{prompt}/{site}"]
+
+    def input(self, prompt: str, component: str) -> torch.Tensor | None:
+        """A component's input in promoted float64; None if it has none of that name."""
+        name = f"{prompt}/in:{component}"
+        return self.trace[name] if name in self.trace else None
+
+    def logits(self, prompt: str, dtype: str) -> torch.Tensor:
+        """Logits as the reference gives them in ``dtype``."""
+        if dtype == "float64":
+            return self.truth(prompt, "logits")
+        return self.trace[f"{prompt}/logits@{dtype}"]
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Every parameter by its HuggingFace name, tied ones once."""
+        prefix = "parameter:"
+        return {
+            name.removeprefix(prefix): self.trace[name]
+            for name in self.trace
+            if name.startswith(prefix)
+        }
+
+    def spread(self, prompt: str, site: str) -> float:
+        """Relative (``rel_max``) float64 spread; that of the widest prompt where not measured."""
+        own = self._spread.get(prompt, {}).get(site)
+        if own is not None:
+            return own
+        return max((s.get(site, 0.0) for s in self._spread.values()), default=0.0)
+
+    def error(self, mode: Mode, prompt: str, site: str) -> float:
+        """The reference's own relative rms error in the model's dtype."""
+        try:
+            return self._error[mode][prompt][site]
+        except KeyError:
+            raise TraceError(
+                f"the reference has no {mode} error of {site} on {prompt}",
+                "delete the trace cache and run again",
+            ) from None
+
+
+def teacher(mode: Mode, get: Callable[[str], torch.Tensor | None], dtype: torch.dtype) -> Force:
+    """The function that feeds components their true inputs in this mode."""
+
+    def force(name: str) -> torch.Tensor | None:
+        parts = name.count(".")
+        if mode == "blocks" and parts > 1:
+            return None
+        value = get(name)
+        return None if value is None else value.to(dtype)
+
+    return force
+
+
+def ensure(
+    model: ModelSpec,
+    checkpoint: Checkpoint,
+    cache: Path,
+    progress: Callable[[str], None],
+) -> Path:
+    """The trace directory, run now if it is not there yet."""
+    from filelock import FileLock
+
+    target = directory(model, checkpoint, cache)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(target) + ".lock"):
+        if (target / "index.json").exists():
+            try:
+                Trace(target)
+            except TraceError:
+                shutil.rmtree(target)
+            else:
+                return target
+        for stale in target.parent.glob(f"{model.id}-*"):
+            if stale.is_dir() and len(stale.name) == len(target.name):
+                shutil.rmtree(stale)
+        work = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+        try:
+            _run(model, checkpoint, work, progress)
+            os.replace(work, target)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    return target
+
+
+def _run(
+    model: ModelSpec, checkpoint: Checkpoint, target: Path, progress: Callable[[str], None]
+) -> None:
+    import torch
+
+    from conformance.implementations.huggingface import HuggingFaceModel
+    from conformance.precision import DTYPES
+
+    def load(dtype: torch.dtype) -> HuggingFaceModel:
+        progress(f"reference: loading in {str(dtype).removeprefix('torch.')}")
+        return HuggingFaceModel(
+            checkpoint.path,
+            model.architecture,
+            dtype,
+            trust_remote_code=model.trust_remote_code,
+        )
+
+    tokenizer = None
+    if checkpoint.has_tokenizer:
+        import transformers
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.path)
+    truth_model = load(torch.float64)
+    prompts, left_out = build(truth_model.dims, tokenizer, model.prompts)
+    facts: dict[str, Any] = {
+        "dtype": model.dtype,
+        "prompts": [p.name for p in prompts],
+        "left_out": left_out,
+        "variants": {},
+    }
+    with TraceWriter(target) as writer:
+        for prompt in prompts:
+            progress(f"reference: float64, prompt {prompt.name}")
+            facts["sites"] = _trace_prompt(truth_model, prompt, writer)
+        writer.next_run()
+        _store_parameters(truth_model, writer)
+        facts["tied_unembed"] = truth_model.tied_unembed()
+        writer.finish({})
+        truth = Trace(target)
+        facts["spread"] = {
+            p.name: _compare(truth_model, p, truth, "rel_max", doubled=True)
+            for p in prompts
+            if p.name not in VARIANT_SKIPS
+        }
+        del truth_model
+        model_in_use = load(DTYPES[model.dtype])
+        logits: dict[str, torch.Tensor] = {}
+        facts["error"] = _errors(model_in_use, prompts, truth, logits, facts["variants"], progress)
+        writer.next_run()
+        for name, tensor in logits.items():
+            writer.add(f"{name}/logits@{model.dtype}", tensor)
+        writer.finish(facts)
+
+
+def _trace_prompt(model: HuggingFaceModel, prompt: Prompt, writer: TraceWriter) -> list[str]:
+    sites: list[str] = []
+
+    def on_site(name: str, tensor: torch.Tensor) -> None:
+        sites.append(name)
+        writer.add(f"{prompt.name}/{name}", tensor)
+
+    writer.next_run()
+    writer.add(f"{prompt.name}/tokens", prompt.tokens)
+    if prompt.mask is not None:
+        writer.add(f"{prompt.name}/mask", prompt.mask)
+    logits = model.run(
+        prompt,
+        on_site,
+        on_input=lambda name, tensor: writer.add(f"{prompt.name}/in:{name}", tensor),
+    )
+    on_site("logits", logits)
+    return sites
+
+
+def _doubled(prompt: Prompt) -> Prompt:
+    mask = None if prompt.mask is None else prompt.mask.repeat(2, 1)
+    return Prompt(prompt.name, prompt.tokens.repeat(2, 1), mask)
+
+
+def _store_parameters(model: HuggingFaceModel, writer: TraceWriter) -> None:
+    """As stored in the checkpoint: float64 copies of narrower numbers are kept narrow."""
+    import torch
+
+    for name, parameter in model.parameters().items():
+        narrow = parameter.to(torch.float32)
+        exact = torch.equal(narrow.to(torch.float64), parameter)
+        writer.add(f"parameter:{name}", narrow if exact else parameter)
+
+
+Differences = dict[str, float]
+
+
+def _compare(
+    model: HuggingFaceModel,
+    prompt: Prompt,
+    truth: Trace,
+    what: Literal["rel_max", "rel_rms"],
+    *,
+    doubled: bool = False,
+    mode: Mode = "plain",
+    keep_logits: dict[str, torch.Tensor] | None = None,
+) -> Differences:
+    """One variant of the reference against the truth: site -> relative difference."""
+    from conformance.compare import measure
+
+    found: Differences = {}
+
+    def on_site(name: str, tensor: torch.Tensor) -> None:
+        true = truth[f"{prompt.name}/{name}"]
+        if doubled:
+            tensor = tensor[: true.shape[0]]
+        found[name] = getattr(measure(name, true, tensor, prompt.valid), what)
+
+    force = None
+    if mode != "plain":
+        prefix = f"{prompt.name}/in:"
+
+        def get(name: str) -> torch.Tensor | None:
+            return truth[prefix + name] if prefix + name in truth else None
+
+        force = teacher(mode, get, model.dtype)
+    logits = model.run(_doubled(prompt) if doubled else prompt, on_site, force=force)
+    on_site("logits", logits)
+    if keep_logits is not None:
+        keep_logits[prompt.name] = logits.clone()
+    return found
+
+
+def _errors(
+    model: HuggingFaceModel,
+    prompts: tuple[Prompt, ...],
+    truth: Trace,
+    logits: dict[str, torch.Tensor],
+    variants: dict[str, Any],
+    progress: Callable[[str], None],
+) -> dict[str, dict[str, Differences]]:
+    """mode -> prompt -> site -> the reference's own error, the largest over its variants."""
+    errors: dict[str, dict[str, Differences]] = {mode: {} for mode in MODES}
+    for prompt in prompts:
+        progress(f"reference: {str(model.dtype).removeprefix('torch.')}, prompt {prompt.name}")
+        plain = _compare(model, prompt, truth, "rel_rms", keep_logits=logits)
+        if prompt.name not in VARIANT_SKIPS:
+            _widen(plain, _compare(model, prompt, truth, "rel_rms", doubled=True))
+        errors["plain"][prompt.name] = plain
+        if prompt.name in ISOLATION_PROMPTS:
+            for mode in ("blocks", "components"):
+                errors[mode][prompt.name] = _compare(
+                    model, prompt, truth, "rel_rms", mode=mode  # type: ignore[arg-type]
+                )
+    variants["doubled"] = "run"
+    try:
+        model.model.set_attn_implementation("sdpa")
+    except (ValueError, ImportError) as error:
+        variants["sdpa"] = f"not available: {error}"
+        return errors
+    variants["sdpa"] = "run"
+    for prompt in prompts:
+        if prompt.name not in VARIANT_SKIPS:
+            _widen(errors["plain"][prompt.name], _compare(model, prompt, truth, "rel_rms"))
+    return errors
+
+
+def _widen(into: Differences, other: Mapping[str, float]) -> None:
+    """Keep the larger of two variants, site by site; NaN (an undefined variant) is ignored."""
+    for name, value in other.items():
+        if value > into.get(name, 0.0):
+            into[name] = value

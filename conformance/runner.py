@@ -1,0 +1,271 @@
+"""One model after another: its reference once, its subjects each in a child, a verdict per case.
+
+Every case gets exactly one verdict: the one its child sent, or one made here that says why it
+sent none. Nothing passes silently: a child that ends well without a verdict is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from packaging.specifiers import SpecifierSet
+
+from conformance.errors import (
+    CheckpointError,
+    ConformanceError,
+    ImplementationError,
+    NotApplicable,
+    RecordsError,
+)
+from conformance.jobs import Job
+from conformance.records import Verdict, verdict_from_dict
+from conformance.selection import Case
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conformance.isolation import Isolation, Outcome
+    from conformance.records import Outcome as OutcomeName
+    from conformance.spec import ExpectedFailure, ModelSpec, Spec
+
+#: Called with the model, the subject (None for the reference) and what it is doing.
+Progress = Callable[[str, str | None, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """What becomes of the cases that got no verdict, and why."""
+
+    outcome: OutcomeName
+    reason: str
+    peak_bytes: int | None = None
+    duration_s: float = 0.0
+
+
+class Runner:
+    """Reaches verdicts, running each model's reference and each of its subjects once.
+
+    Args:
+        spec: the whole ``models.toml``.
+        cases: everything this process may be asked for; it decides what a subject's child runs.
+        isolation: where children come from.
+        cache: directory of checkpoints and reference traces.
+        timeout: seconds for each job.
+        progress: called as things happen.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        cases: Sequence[Case],
+        isolation: Isolation,
+        *,
+        cache: Path,
+        timeout: float,
+        progress: Progress | None = None,
+    ) -> None:
+        self._models = {model.id: model for model in spec.models}
+        self._loaders = {name: subject.loader for name, subject in spec.subjects.items()}
+        self._isolation = isolation
+        self._cache = str(cache)
+        self._timeout = timeout
+        self._progress = progress
+        self._checks: dict[tuple[str, str], list[str]] = {}
+        for case in cases:
+            self._checks.setdefault((case.model, case.subject), []).append(case.check)
+        self._references: dict[str, _Ending | None] = {}
+        self._verdicts: dict[tuple[str, str], dict[str, Verdict]] = {}
+
+    def verdict(self, case: Case) -> Verdict:
+        """The verdict of a case; the first of a subject's cases runs all of them."""
+        key = (case.model, case.subject)
+        if key not in self._verdicts:
+            self._verdicts[key] = self._run(self._models[case.model], case.subject)
+        return self._verdicts[key][case.check]
+
+    def _run(self, model: ModelSpec, subject: str) -> dict[str, Verdict]:
+        checks = tuple(self._checks[model.id, subject])
+        if model.id not in self._references:
+            self._references[model.id] = self._run_reference(model)
+        failed = self._references[model.id]
+        if failed is not None:
+            verdicts = {check: _without(failed, model, subject, check) for check in checks}
+        else:
+            verdicts = self._run_subject(model, subject, checks)
+        return {check: expected(verdict, model) for check, verdict in verdicts.items()}
+
+    def _run_reference(self, model: ModelSpec) -> _Ending | None:
+        """None when the reference is there; otherwise what becomes of every case of the model."""
+        jobs = (Job("checkpoint", model, self._cache), Job("reference", model, self._cache))
+        outcome = self._isolate(jobs, model, None)
+        if isinstance(outcome, _Ending):
+            return outcome
+        if outcome.status == "ok":
+            return None
+        what = "the checkpoint" if outcome.kind == "checkpoint" else "the reference"
+        if outcome.is_a(NotApplicable):
+            return _Ending("not_applicable", _said(outcome))
+        if outcome.is_a(CheckpointError):
+            return _Ending("error", f"no checkpoint: {_said(outcome)}")
+        if outcome.status == "raised":
+            reason = f"{what} failed: {outcome.details()}"
+            return _Ending("error", reason, outcome.peak_bytes, outcome.duration_s)
+        verb = {"timeout": "timed out", "oom": "ran out of memory"}.get(outcome.status, "crashed")
+        return _Ending(
+            outcome.status,
+            f"{what} {verb}: {outcome.details()}",
+            outcome.peak_bytes,
+            outcome.duration_s,
+        )
+
+    def _run_subject(
+        self, model: ModelSpec, subject: str, checks: tuple[str, ...]
+    ) -> dict[str, Verdict]:
+        job = Job("subject", model, self._cache, subject, self._loaders.get(subject), checks)
+        outcome = self._isolate((job,), model, subject)
+        if isinstance(outcome, _Ending):
+            return {check: _without(outcome, model, subject, check) for check in checks}
+        ending = _ending_of_subject(outcome)
+        verdicts, problems = _received(outcome.records, model, subject, checks)
+        if problems and outcome.status == "ok":
+            ending = replace(ending, reason="\n".join([ending.reason, *problems]))
+        for check in checks:
+            if check in verdicts:
+                verdict = verdicts[check]
+                peak = verdict.peak_bytes or outcome.peak_bytes
+                verdicts[check] = replace(verdict, peak_bytes=peak)
+            else:
+                verdicts[check] = _without(ending, model, subject, check)
+        return verdicts
+
+    def _isolate(
+        self, jobs: Sequence[Job], model: ModelSpec, subject: str | None
+    ) -> Outcome | _Ending:
+        report = self._progress
+
+        def progress(text: str) -> None:
+            if report is not None:
+                report(model.id, subject, text)
+
+        progress("starting")
+        try:
+            return self._isolation.run(jobs, timeout=self._timeout, progress=progress)
+        except ConformanceError as error:
+            return _Ending("error", str(error))
+
+
+def _said(outcome: Outcome) -> str:
+    """An exception's own words; raised on purpose, so they say more than a traceback."""
+    return f"{outcome.message}\nhint: {outcome.hint}" if outcome.hint else outcome.message
+
+
+def _ending_of_subject(outcome: Outcome) -> _Ending:
+    def ending(name: OutcomeName, reason: str) -> _Ending:
+        return _Ending(name, reason, outcome.peak_bytes, outcome.duration_s)
+
+    if outcome.status == "ok":
+        return ending("error", "the subject ran to its end, but the harness reached no verdict")
+    if outcome.status != "raised":
+        return ending(outcome.status, outcome.details())
+    if outcome.is_a(NotApplicable):
+        return ending("not_applicable", _said(outcome))
+    if outcome.is_a(ImplementationError):
+        return ending("failed", f"the port cannot be loaded or run: {outcome.details()}")
+    return ending("error", f"the harness failed: {outcome.details()}")
+
+
+def _without(ending: _Ending, model: ModelSpec, subject: str, check: str) -> Verdict:
+    return Verdict(
+        model=model.id,
+        subject=subject,
+        check=check,
+        outcome=ending.outcome,
+        architecture=model.architecture,
+        evidence=model.evidence,
+        reason=ending.reason,
+        duration_s=ending.duration_s,
+        peak_bytes=ending.peak_bytes,
+    )
+
+
+def _received(
+    records: Sequence[Mapping[str, Any]], model: ModelSpec, subject: str, checks: Sequence[str]
+) -> tuple[dict[str, Verdict], list[str]]:
+    """What a child sent, by check; and what was wrong with it."""
+    verdicts: dict[str, Verdict] = {}
+    problems: list[str] = []
+    for record in records:
+        try:
+            verdict = verdict_from_dict(record)
+        except RecordsError as error:
+            problems.append(f"a verdict was malformed: {error.message}")
+            continue
+        got = Case(verdict.model, verdict.subject, verdict.check)
+        if (got.model, got.subject) != (model.id, subject) or got.check not in checks:
+            problems.append(f"a verdict nobody asked for: {got.id}")
+        elif got.check in verdicts:
+            problem = "the harness sent two verdicts for this check"
+            failed = _Ending("error", problem, verdict.peak_bytes, verdict.duration_s)
+            verdicts[got.check] = _without(failed, model, subject, got.check)
+        else:
+            verdicts[got.check] = replace(
+                verdict, architecture=model.architecture, evidence=model.evidence
+            )
+    return verdicts, problems
+
+
+def expected(verdict: Verdict, model: ModelSpec) -> Verdict:
+    """Apply the ledger of expected failures, strictly.
+
+    A failure is expected only where the ledger says and, if it gives a signature, only with that
+    signature. A pass that the ledger expects to fail is ``xpassed``.
+    """
+    if verdict.outcome not in ("passed", "failed"):
+        return verdict
+    entries = [
+        entry
+        for entry in model.expected_failures
+        if (entry.subject, entry.check) == (verdict.subject, verdict.check) and _installed(entry)
+    ]
+    if not entries:
+        return verdict
+    if verdict.outcome == "passed":
+        listed = "; ".join(f"{entry.reason} ({entry.link})" for entry in entries)
+        return replace(
+            verdict,
+            outcome="xpassed",
+            reason=f"passed, but models.toml expects a failure: {listed}\n"
+            "hint: if this is repaired, remove the entry or bound its versions",
+        )
+    for entry in entries:
+        if entry.first_divergence in (None, verdict.first_divergence):
+            reason = f"expected: {entry.reason} ({entry.link})"
+            return replace(verdict, outcome="xfailed", reason=_joined(reason, verdict.reason))
+    listed = " or ".join(str(entry.first_divergence) for entry in entries)
+    note = (
+        f"failed differently from what models.toml expects: first divergence at "
+        f"{verdict.first_divergence}, expected at {listed} ({entries[0].link})"
+    )
+    return replace(verdict, reason=_joined(note, verdict.reason))
+
+
+def _joined(first: str, second: str | None) -> str:
+    return f"{first}\n{second}" if second else first
+
+
+def _installed(entry: ExpectedFailure) -> bool:
+    conditions = {"transformer-lens": entry.transformer_lens, "transformers": entry.transformers}
+    return all(
+        wanted is None or _matches(package, wanted) for package, wanted in conditions.items()
+    )
+
+
+def _matches(package: str, wanted: str) -> bool:
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return SpecifierSet(wanted).contains(version, prereleases=True)

@@ -1,0 +1,1 @@
+"""The parametrised suite: ``pytest --pyargs conformance.suite --models models.toml``."""

@@ -1,0 +1,221 @@
+"""A reference's parameters in TransformerLens's names and shapes, by the layout that
+``families.py`` states.
+
+Every rearrangement is a bijection between a HuggingFace parameter and one or more canonical
+weights; :func:`canonical` records which parameter each weight came from, so that a parameter
+that nobody claims is found.
+
+Shapes: ``W_Q`` [head, d_model, d_head], ``W_K``/``W_V`` [kv_head, d_model, d_head], ``W_O``
+[head, d_head, d_model], ``W_in``/``W_gate`` [d_model, d_mlp], ``W_out`` [d_mlp, d_model],
+``W_E`` [d_vocab, d_model], ``W_U`` [d_model, d_vocab]; biases without the input dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import einops
+
+from conformance.errors import FamilyError
+
+if TYPE_CHECKING:
+    import torch
+
+    from conformance.families import Dims, Family
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One canonical weight and the HuggingFace parameter it is a rearranged part of."""
+
+    tensor: torch.Tensor
+    source: str
+
+
+def split_fused(
+    tensor: torch.Tensor, fam: Family, d: Dims
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Split the last dimension of a fused projection's output into q, k, v.
+
+    Args:
+        tensor: [..., (heads + 2 kv_heads) * d_head], laid out as ``fam.qkv_layout``.
+
+    Returns:
+        [..., head, d_head], [..., kv_head, d_head], [..., kv_head, d_head].
+    """
+    if fam.qkv_layout == "concat":
+        sizes = [d.n_heads * d.d_head, d.n_kv_heads * d.d_head, d.n_kv_heads * d.d_head]
+        q, k, v = tensor.split(sizes, dim=-1)
+        return (
+            q.unflatten(-1, (d.n_heads, d.d_head)),
+            k.unflatten(-1, (d.n_kv_heads, d.d_head)),
+            v.unflatten(-1, (d.n_kv_heads, d.d_head)),
+        )
+    if fam.qkv_layout == "per_head":
+        parts = tensor.unflatten(-1, (d.n_heads, 3, d.d_head))
+        return parts[..., 0, :], parts[..., 1, :], parts[..., 2, :]
+    groups = tensor.unflatten(-1, (d.n_kv_heads, d.group + 2, d.d_head))
+    return groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :]
+
+
+def canonical(
+    parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims
+) -> dict[str, Weight]:
+    """All parameters under TransformerLens's names.
+
+    Args:
+        parameters: HuggingFace name -> tensor, tied parameters once.
+
+    Raises:
+        FamilyError: a module that the family names has no weight.
+    """
+    out: dict[str, Weight] = {}
+
+    def get(path: str, what: str) -> tuple[str, torch.Tensor | None]:
+        key = f"{path}.{what}"
+        return key, parameters.get(key)
+
+    def norm(name: str, path: str | None) -> None:
+        if path is None:
+            return
+        for what, short in (("weight", "w"), ("bias", "b")):
+            key, tensor = get(path, what)
+            if tensor is not None:
+                out[f"{name}.{short}"] = Weight(tensor, key)
+
+    def linear(path: str) -> tuple[str, torch.Tensor]:
+        """A projection's weight as [out, in], whatever way it is stored."""
+        key, tensor = get(path, "weight")
+        if tensor is None:
+            raise FamilyError(f"{fam.architecture}: no parameter {key}", "correct families.py")
+        return key, tensor.T if fam.conv1d and not path.startswith(fam.unembed) else tensor
+
+    def dense(name: str, path: str, w: str, b: str) -> None:
+        key, weight = linear(path)
+        out[f"{name}.{w}"] = Weight(weight.T, key)
+        bias_key, bias = get(path, "bias")
+        if bias is not None:
+            out[f"{name}.{b}"] = Weight(bias, bias_key)
+
+    key, table = get(fam.embed, "weight")
+    if table is not None:
+        out["embed.W_E"] = Weight(table, key)
+    if fam.pos_embed:
+        key, table = get(fam.pos_embed, "weight")
+        if table is not None:
+            out["pos_embed.W_pos"] = Weight(table, key)
+    norm("embed_ln", fam.embed_ln)
+    for layer in range(d.n_layers):
+        name = f"blocks.{layer}"
+        for part in ("ln1", "ln1_post", "ln2", "ln2_post"):
+            path = getattr(fam, part)
+            norm(f"{name}.{part}", None if path is None else fam.at(path, layer))
+        _attention(out, name, layer, parameters, fam, d, linear)
+        if fam.q_norm and fam.k_norm:
+            norm(f"{name}.attn.q_norm", fam.at(fam.q_norm, layer))
+            norm(f"{name}.attn.k_norm", fam.at(fam.k_norm, layer))
+        if fam.experts:
+            _experts(out, name, layer, parameters, fam, d)
+        elif fam.gate_up:
+            key, weight = linear(fam.at(fam.gate_up, layer))
+            gate, up = weight.T.chunk(2, dim=-1)
+            out[f"{name}.mlp.W_gate"] = Weight(gate, key)
+            out[f"{name}.mlp.W_in"] = Weight(up, key)
+        else:
+            if fam.gate:
+                dense(f"{name}.mlp", fam.at(fam.gate, layer), "W_gate", "b_gate")
+            if fam.up:
+                dense(f"{name}.mlp", fam.at(fam.up, layer), "W_in", "b_in")
+        if fam.down:
+            dense(f"{name}.mlp", fam.at(fam.down, layer), "W_out", "b_out")
+    norm("ln_final", fam.ln_final)
+    key, head = get(fam.unembed, "weight")
+    if head is None:  # tied: the embedding serves
+        key, head = out["embed.W_E"].source, out["embed.W_E"].tensor
+    out["unembed.W_U"] = Weight(head.T, key)
+    key, bias = get(fam.unembed, "bias")
+    if bias is not None:
+        out["unembed.b_U"] = Weight(bias, key)
+    return out
+
+
+def _attention(
+    out: dict[str, Weight],
+    name: str,
+    layer: int,
+    parameters: Mapping[str, torch.Tensor],
+    fam: Family,
+    d: Dims,
+    linear: object,
+) -> None:
+    assert callable(linear)
+    counts = {"q": d.n_heads, "k": d.n_kv_heads, "v": d.n_kv_heads}
+    if fam.qkv:
+        path = fam.at(fam.qkv, layer)
+        key, weight = linear(path)
+        bias = parameters.get(f"{path}.bias")
+        weights = split_fused(weight.T, fam, d)
+        biases = None if bias is None else split_fused(bias, fam, d)
+        for i, letter in enumerate("QKV"):
+            out[f"{name}.attn.W_{letter}"] = Weight(
+                einops.rearrange(weights[i], "d_model h d_head -> h d_model d_head"), key
+            )
+            if biases is not None:
+                out[f"{name}.attn.b_{letter}"] = Weight(biases[i], f"{path}.bias")
+    else:
+        for part, count in counts.items():
+            path = fam.at(getattr(fam, part), layer)
+            key, weight = linear(path)
+            out[f"{name}.attn.W_{part.upper()}"] = Weight(
+                einops.rearrange(weight, "(h d_head) d_model -> h d_model d_head", h=count), key
+            )
+            bias = parameters.get(f"{path}.bias")
+            if bias is not None:
+                out[f"{name}.attn.b_{part.upper()}"] = Weight(
+                    bias.unflatten(0, (count, d.d_head)), f"{path}.bias"
+                )
+    path = fam.at(fam.o, layer)
+    key, weight = linear(path)
+    out[f"{name}.attn.W_O"] = Weight(
+        einops.rearrange(weight, "d_model (h d_head) -> h d_head d_model", h=d.n_heads), key
+    )
+    bias = parameters.get(f"{path}.bias")
+    if bias is not None:
+        out[f"{name}.attn.b_O"] = Weight(bias, f"{path}.bias")
+    if fam.sinks:
+        key = f"{fam.at(fam.attn, layer)}.{fam.sinks}"
+        out[f"{name}.attn.sinks"] = Weight(parameters[key], key)
+
+
+def _experts(
+    out: dict[str, Weight],
+    name: str,
+    layer: int,
+    parameters: Mapping[str, torch.Tensor],
+    fam: Family,
+    d: Dims,
+) -> None:
+    assert fam.router is not None
+    assert fam.experts is not None
+    router, experts = fam.at(fam.router, layer), fam.at(fam.experts, layer)
+    out[f"{name}.mlp.W_router"] = Weight(parameters[f"{router}.weight"].T, f"{router}.weight")
+    if f"{router}.bias" in parameters:
+        out[f"{name}.mlp.b_router"] = Weight(parameters[f"{router}.bias"], f"{router}.bias")
+    both, down = f"{experts}.gate_up_proj", f"{experts}.down_proj"
+    for e in range(d.n_experts):
+        at = f"{name}.mlp.experts.{e}"
+        if fam.expert_layout == "gate_up_out_in":
+            gate, up = parameters[both][e].T.chunk(2, dim=-1)
+            w_out = parameters[down][e].T
+        else:
+            fused = parameters[both][e]
+            gate, up, w_out = fused[:, ::2], fused[:, 1::2], parameters[down][e]
+            bias = parameters[f"{both}_bias"][e]
+            out[f"{at}.b_gate"] = Weight(bias[::2], f"{both}_bias")
+            out[f"{at}.b_in"] = Weight(bias[1::2], f"{both}_bias")
+            out[f"{at}.b_out"] = Weight(parameters[f"{down}_bias"][e], f"{down}_bias")
+        out[f"{at}.W_gate"] = Weight(gate, both)
+        out[f"{at}.W_in"] = Weight(up, both)
+        out[f"{at}.W_out"] = Weight(w_out, down)

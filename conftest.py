@@ -1,0 +1,3 @@
+"""Loads the plugin in a checkout that is not installed; harmless in one that is."""
+
+pytest_plugins = ("conformance.plugin", "pytester")

@@ -1,0 +1,68 @@
+"""Which cases the options leave, and what is said of names that do not exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes import fake_model
+
+from conformance.checks.names import CHECKS
+from conformance.selection import Case, SelectionError, known_subjects, select
+from conformance.spec import Spec, SubjectSpec
+
+SPEC = Spec(
+    models=(
+        fake_model("llama-a"),
+        fake_model("llama-b", subjects=("bridge",)),
+        fake_model("gpt2"),
+    ),
+    subjects={"mine": SubjectSpec(loader="package.module:function")},
+    path=Path("models.toml"),
+    sha256="0" * 64,
+)
+
+
+def test_everything_in_the_order_of_the_file() -> None:
+    cases = select(SPEC)
+    assert known_subjects(SPEC) == ("bridge", "hooked", "mine")
+    assert len(cases) == (3 + 1 + 3) * len(CHECKS)
+    assert [case.id for case in cases[:2]] == ["llama-a/bridge/weights", "llama-a/bridge/activations"]
+    models = [case.model for case in cases]
+    assert models == sorted(models, key=["llama-a", "llama-b", "gpt2"].index)
+
+
+def test_options_narrow_it_down() -> None:
+    assert select(SPEC, models=["llama*"], subjects=["bridge"], checks=["loss"]) == (
+        Case("llama-a", "bridge", "loss"),
+        Case("llama-b", "bridge", "loss"),
+    )
+    assert {case.model for case in select(SPEC, subjects=["mine"])} == {"llama-a", "gpt2"}
+
+
+def test_every_unknown_name_is_reported_with_what_was_meant() -> None:
+    with pytest.raises(SelectionError) as caught:
+        select(
+            SPEC,
+            models=["llama-c", "nothing*", "gpt2"],
+            subjects=["Brige"],
+            checks=["wieghts", "zzz"],
+        )
+    assert caught.value.message.splitlines() == [
+        "--model: unknown model 'llama-c'; did you mean 'llama-b'?",
+        "--model: unknown model 'nothing*'; known: llama-a, llama-b, gpt2",
+        "--subject: unknown subject 'Brige'; did you mean 'bridge'?",
+        "--check: unknown check 'wieghts'; did you mean 'weights'?",
+        f"--check: unknown check 'zzz'; known: {', '.join(CHECKS)}",
+    ]
+
+
+def test_a_long_list_is_not_recited() -> None:
+    many = SPEC.model_copy(update={"models": tuple(fake_model(f"m{n}") for n in range(20))})
+    with pytest.raises(SelectionError, match="none of 20 is like it"):
+        select(many, models=["zzz"])
+
+
+def test_nothing_left_is_an_error() -> None:
+    with pytest.raises(SelectionError, match="no model chosen lists mine among its subjects"):
+        select(SPEC, models=["llama-b"], subjects=["mine"])
