@@ -91,7 +91,7 @@ def run(
         "--out",
         str(out),
         *selection,
-        *(["-n", workers] if workers else []),
+        *(["-p", "xdist", "-n", workers] if workers else []),
         *(["--timeout", str(timeout)] if timeout else []),
         *([f"--junitxml={junitxml.absolute()}"] if junitxml else []),
     ]
@@ -119,6 +119,8 @@ def _run_suite(args: Sequence[str]) -> int:
         records = _read(out)
         _print(console, records, explained=_EXPLAINED)
         console.print(f"records: {out / FILE_NAME}", markup=False, soft_wrap=True)
+    elif progress.stopped_by:
+        typer.echo(f"Exit: {progress.stopped_by}", err=True)
     elif status not in (0, _USAGE):
         typer.echo(hidden.getvalue(), err=True)
     if status == pytest.ExitCode.USAGE_ERROR:
@@ -167,7 +169,7 @@ def list_models(models: _Models = _MODELS) -> None:
     except ConformanceError as error:
         _fail(error)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("id", "architecture", "source", "dtype", "subjects", "expected failures"):
+    for column in ("id", "architecture", "source", "dtype", "subjects", "xfail"):
         table.add_column(column, overflow="fold")
     known = known_subjects(spec)
     for model in spec.models:

@@ -47,7 +47,8 @@ def measure(
     Raises:
         ValueError: the shapes differ, or nothing is left to compare.
     """
-    axes = parse(site).axes
-    # Per-head vectors share a row: a head whose output is small has small errors too.
-    row_dims = 2 if len(axes) == 4 and "query" not in axes else 1
+    # Heads of one position share a row, for a head whose output is small by cancellation has
+    # errors of the size of its inputs; so do all scores of one head (the first query sees a
+    # single key: its score alone can be arbitrarily near zero). A pattern's row sums to one.
+    row_dims = 2 if len(parse(site).axes) == 4 and not site.endswith("attn.pattern") else 1
     return difference(truth, value, kept(site, truth, valid), row_dims)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from conformance import forkserver
+from conformance.checks.names import CHECKS
 from conformance.errors import ConformanceError
 
 if TYPE_CHECKING:
@@ -38,10 +39,18 @@ REFERENCE_PRELOAD: tuple[str, ...] = (
     "safetensors.torch",
     "transformers",
     "transformers.modeling_utils",
+    "transformers.modeling_layers",
     "transformers.models.auto.modeling_auto",
+    "transformers.generation.utils",
+    "conformance.implementations.huggingface",
 )
 #: Imported on top, in another process, before the first subject runs.
-SUBJECT_PRELOAD: tuple[str, ...] = ("transformer_lens",)
+SUBJECT_PRELOAD: tuple[str, ...] = (
+    "transformer_lens",
+    "transformer_lens.model_bridge",
+    "conformance.implementations.subjects",
+    *(f"conformance.checks.{name}" for name in CHECKS),
+)
 
 Status = Literal["ok", "raised", "crashed", "timeout", "oom"]
 Progress = Callable[[str], None]

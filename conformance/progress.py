@@ -31,6 +31,8 @@ class Progress:
         self.began = False
         self.interrupted = False
         self.internal_error = False
+        self.stopped_by = ""
+        self._started = False
         self._console = console
         self._waiting: Counter[tuple[str, str]] = Counter()
         self._words: dict[tuple[str, str], list[str]] = {}
@@ -59,6 +61,9 @@ class Progress:
 
     def pytest_configure(self, config: pytest.Config) -> None:
         config.stash[PROGRESS] = self._doing
+
+    def pytest_sessionstart(self) -> None:
+        self._started = True
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -90,6 +95,8 @@ class Progress:
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         self.interrupted = excinfo.errisinstance(KeyboardInterrupt)
+        if self._started and not self.interrupted:  # before, pytest says it on stderr itself
+            self.stopped_by = str(excinfo.value)
 
     def pytest_internalerror(self) -> None:
         self.internal_error = True

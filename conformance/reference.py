@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 #: ``plain``: an ordinary forward pass. ``blocks``: every block is fed the reference's own input.
 #: ``components``: every norm, attention and MLP is.
-Mode = Literal["plain", "blocks", "components"]
-MODES: tuple[Mode, ...] = ("plain", "blocks", "components")
+#: ``processed`` (errors only): the reference with its weights rounded anew.
+Mode = Literal["plain", "blocks", "components", "processed"]
 
 #: Prompts on which components are isolated: a short one, a padded one, and one past the window.
 ISOLATION_PROMPTS = ("sixteen", "padded_left", "long")
@@ -321,6 +321,7 @@ def _compare(
     doubled: bool = False,
     mode: Mode = "plain",
     keep_logits: dict[str, torch.Tensor] | None = None,
+    only: tuple[str, ...] | None = None,
 ) -> Differences:
     """One variant of the reference against the truth: site -> relative difference."""
     from conformance.compare import measure
@@ -328,6 +329,8 @@ def _compare(
     found: Differences = {}
 
     def on_site(name: str, tensor: torch.Tensor) -> None:
+        if only is not None and name not in only:
+            return
         true = truth[f"{prompt.name}/{name}"]
         if doubled:
             tensor = tensor[: true.shape[0]]
@@ -357,7 +360,7 @@ def _errors(
     progress: Callable[[str], None],
 ) -> dict[str, dict[str, Differences]]:
     """mode -> prompt -> site -> the reference's own error, the largest over its variants."""
-    errors: dict[str, dict[str, Differences]] = {mode: {} for mode in MODES}
+    errors: dict[str, dict[str, Differences]] = {"plain": {}, "blocks": {}, "components": {}}
     for prompt in prompts:
         progress(f"reference: {str(model.dtype).removeprefix('torch.')}, prompt {prompt.name}")
         plain = _compare(model, prompt, truth, "rel_rms", keep_logits=logits)
@@ -365,11 +368,15 @@ def _errors(
             _widen(plain, _compare(model, prompt, truth, "rel_rms", doubled=True))
         errors["plain"][prompt.name] = plain
         if prompt.name in ISOLATION_PROMPTS:
-            for mode in ("blocks", "components"):
-                errors[mode][prompt.name] = _compare(
-                    model, prompt, truth, "rel_rms", mode=mode  # type: ignore[arg-type]
-                )
+            errors["blocks"][prompt.name] = _compare(
+                model, prompt, truth, "rel_rms", mode="blocks"
+            )
+            errors["components"][prompt.name] = _compare(
+                model, prompt, truth, "rel_rms", mode="components"
+            )
     variants["doubled"] = "run"
+    errors["processed"] = _rerounded(model, prompts, truth, errors["plain"])
+    variants["rerounded"] = "run"
     try:
         model.model.set_attn_implementation("sdpa")
     except (ValueError, ImportError) as error:
@@ -380,6 +387,46 @@ def _errors(
         if prompt.name not in VARIANT_SKIPS:
             _widen(errors["plain"][prompt.name], _compare(model, prompt, truth, "rel_rms"))
     return errors
+
+
+def _rerounded(
+    model: HuggingFaceModel,
+    prompts: tuple[Prompt, ...],
+    truth: Trace,
+    plain: dict[str, Differences],
+) -> dict[str, Differences]:
+    """The reference's error when its weights are rounded anew, at the logits.
+
+    Weight processing multiplies and centres weights in the dtype that users run, and so rounds
+    each of them again, about twice, whatever the port does right. Here every matrix entry is
+    moved by a random part of one unit in the last place (two roundings of half a unit).
+    """
+    import torch
+
+    from conformance.bounds import EPS
+
+    unit = EPS[str(model.dtype).removeprefix("torch.")]
+    generator = torch.Generator().manual_seed(SEEDS["prompts"])
+    kept = {}
+    with torch.no_grad():
+        for name, parameter in model.model.named_parameters():
+            if parameter.ndim > 1:
+                kept[name] = parameter.clone()
+                noise = torch.rand(parameter.shape, generator=generator) * 2 - 1
+                parameter.copy_(parameter.double() * (1 + unit * noise.double()))
+        found = {
+            prompt.name: {
+                "logits": max(
+                    plain[prompt.name]["logits"],
+                    _compare(model, prompt, truth, "rel_rms", only=("logits",))["logits"],
+                )
+            }
+            for prompt in prompts
+        }
+        for name, parameter in model.model.named_parameters():
+            if name in kept:
+                parameter.copy_(kept[name])
+    return found
 
 
 def _widen(into: Differences, other: Mapping[str, float]) -> None:

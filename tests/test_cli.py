@@ -176,7 +176,9 @@ def test_an_earlier_run_is_shown(earlier: Path) -> None:
     assert code == 1
     assert "FAIL: sub.fail / bridge / weights" in output
     assert "the same: bridge / activations" in output
-    assert ["ok", "bridge", *["pass"] * len(CHECKS)] in [line.split() for line in output.splitlines()]
+    assert ["ok", "bridge", *["pass"] * len(CHECKS)] in [
+        line.split() for line in output.splitlines()
+    ]
     assert f"{3 * len(CHECKS)} verdicts" in output
     assert (code, output) == invoke("show", str(earlier / "records.jsonl"))
 

@@ -249,9 +249,7 @@ def test_an_interrupt_leaves_nothing_behind(
     assert eventually(lambda: not any(map(alive, pids)))
 
 
-def test_a_killed_parent_leaves_nothing_behind(
-    tmp_path: Path, eventually: Eventually
-) -> None:
+def test_a_killed_parent_leaves_nothing_behind(tmp_path: Path, eventually: Eventually) -> None:
     noted = tmp_path / "pids"
     code = """
         from conformance.isolation import Isolation
@@ -305,5 +303,3 @@ def test_no_tensor_library_is_imported(module: str, tmp_path: Path) -> None:
         "print([m for m in ('torch', 'transformers', 'transformer_lens') if m in sys.modules])"
     )
     assert run(tmp_path, sys.executable, "-c", code).output == "[]\n"
-
-

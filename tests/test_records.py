@@ -27,9 +27,7 @@ from conformance.records import (
 )
 from conformance.spec import Spec
 
-SPEC = Spec(
-    models=(fake_model("m"),), subjects={}, path=Path("/here/models.toml"), sha256="a" * 64
-)
+SPEC = Spec(models=(fake_model("m"),), subjects={}, path=Path("/here/models.toml"), sha256="a" * 64)
 
 
 def verdict(check: str = "logits", **fields: Any) -> Verdict:

@@ -20,7 +20,7 @@ from conformance.spec import ExpectedFailure, Spec, SubjectSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from conformance.isolation import Progress
+    from conformance.isolation import Progress, Status
     from conformance.jobs import Job
 
 CHECKS = ("weights", "logits")
@@ -52,9 +52,11 @@ def raised(error: errors.ConformanceError | Exception, **fields: Any) -> Outcome
     hint = error.hint if isinstance(error, errors.ConformanceError) else None
     message = error.message if isinstance(error, errors.ConformanceError) else str(error)
     cause = f"{type(error).__name__}: {message}"
-    return Outcome(
-        "raised", cause=cause, error_bases=bases, message=message, hint=hint, **fields
-    )
+    return Outcome("raised", cause=cause, error_bases=bases, message=message, hint=hint, **fields)
+
+
+def ended(status: Status, kind: str) -> Outcome:
+    return Outcome(status, kind=kind, cause="no words")
 
 
 OK = Outcome("ok", peak_bytes=1000)
@@ -85,8 +87,8 @@ def runner(
     return made, isolation, said
 
 
-def verdicts(**outcomes: Outcome) -> list[Verdict]:
-    made, _, _ = runner(**outcomes)
+def verdicts(subject: Outcome = FINE) -> list[Verdict]:
+    made, _, _ = runner(subject)
     return [made.verdict(Case("m", "bridge", check)) for check in CHECKS]
 
 
@@ -118,10 +120,26 @@ def test_a_verdict_that_was_sent_is_taken_and_completed() -> None:
 @pytest.mark.parametrize(
     ("reference", "outcome", "reason"),
     [
-        (Outcome("crashed", kind="reference", cause="SIGILL"), "crashed", "the reference crashed: SIGILL"),
-        (Outcome("timeout", kind="reference", cause="no end"), "timeout", "the reference timed out"),
-        (Outcome("oom", kind="reference", cause="killed"), "oom", "the reference ran out of memory"),
-        (Outcome("crashed", kind="checkpoint", cause="SIGILL"), "crashed", "the checkpoint crashed"),
+        (
+            Outcome("crashed", kind="reference", cause="SIGILL"),
+            "crashed",
+            "the reference crashed: SIGILL",
+        ),
+        (
+            Outcome("timeout", kind="reference", cause="no end"),
+            "timeout",
+            "the reference timed out",
+        ),
+        (
+            Outcome("oom", kind="reference", cause="killed"),
+            "oom",
+            "the reference ran out of memory",
+        ),
+        (
+            Outcome("crashed", kind="checkpoint", cause="SIGILL"),
+            "crashed",
+            "the checkpoint crashed",
+        ),
         (
             raised(errors.CheckpointError("wrong hash", "delete it"), kind="checkpoint"),
             "error",

@@ -27,7 +27,10 @@ def test_everything_in_the_order_of_the_file() -> None:
     cases = select(SPEC)
     assert known_subjects(SPEC) == ("bridge", "hooked", "mine")
     assert len(cases) == (3 + 1 + 3) * len(CHECKS)
-    assert [case.id for case in cases[:2]] == ["llama-a/bridge/weights", "llama-a/bridge/activations"]
+    assert [case.id for case in cases[:2]] == [
+        "llama-a/bridge/weights",
+        "llama-a/bridge/activations",
+    ]
     models = [case.model for case in cases]
     assert models == sorted(models, key=["llama-a", "llama-b", "gpt2"].index)
 

@@ -43,9 +43,7 @@ def shown(verdicts: list[Verdict], width: int = 80) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
-def records(
-    *verdicts: Verdict, selected: int | None = None, cut: bool = False
-) -> Records:
+def records(*verdicts: Verdict, selected: int | None = None, cut: bool = False) -> Records:
     header = Header("2026", {"torch": "2.13", "python": "3.11"}, "Linux", {}, "models.toml", "a")
     footer = Footer("2026", 0, 75.2, {}, selected)
     return Records(header, verdicts, None if cut else footer)
@@ -99,7 +97,11 @@ def test_a_check_that_this_version_does_not_know_has_a_column() -> None:
 
 
 def test_a_subject_that_applies_nowhere_is_named_once() -> None:
-    gone = {"subject": "hooked", "outcome": "not_applicable", "reason": "gone in 4.0\nhint: use 3.9"}
+    gone = {
+        "subject": "hooked",
+        "outcome": "not_applicable",
+        "reason": "gone in 4.0\nhint: use 3.9",
+    }
     verdicts = [verdict("a"), verdict("a", **gone), verdict("b", **gone)]
     assert "hooked" not in shown(verdicts)
     assert left_out(verdicts) == ["hooked: not applicable to any of these models (gone in 4.0)"]

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from conformance.implementations.subjects import LensModel
     from conformance.prompts import Prompt
-    from conformance.reference import Mode, Reference
+    from conformance.reference import Reference
 
-#: What a subject's forward pass is: the reference's modes, and weights processed.
+#: What a subject's forward pass is: the reference's modes.
 PassMode = Literal["plain", "blocks", "components", "processed"]
 
 
@@ -95,12 +95,11 @@ class Check(ABC):  # noqa: B024 - every method has a sensible default: a check i
 
 
 def judge(
-    reference: Reference, run: Pass, name: str, value: torch.Tensor, mode: Mode | None = None
+    reference: Reference, run: Pass, name: str, value: torch.Tensor
 ) -> Comparison:
     """One site of one pass, under the judgement of the pass's dtype."""
-    valid = run.prompt.valid
     truth = reference.truth(run.prompt.name, name)
-    return judge_against(reference, run, name, truth, value, valid, mode)
+    return judge_against(reference, run, name, truth, value)
 
 
 def judge_against(
@@ -109,8 +108,6 @@ def judge_against(
     name: str,
     truth: torch.Tensor,
     value: torch.Tensor,
-    valid: torch.Tensor,
-    mode: Mode | None = None,
 ) -> Comparison:
     """As :func:`judge`, against a truth derived from the stored one (centred logits, say)."""
     judgement: Literal["same_function", "same_precision"] = (
@@ -122,15 +119,13 @@ def judge_against(
             f"shape {tuple(value.shape)}, the reference has {tuple(truth.shape)}",
             run.prompt.name,
         )
-    found = measure(name, truth, value, valid)
+    found = measure(name, truth, value, run.prompt.valid)
     if run.exact:
         measured = found.rel_max
         allowed, source = bounds.same_function(reference.spread(run.prompt.name, name))
         note = ""
     else:
-        own = reference.error(
-            mode or ("plain" if run.mode == "processed" else run.mode), run.prompt.name, name
-        )
+        own = reference.error(run.mode, run.prompt.name, name)
         measured = found.rel_rms
         allowed, warn, source = bounds.same_precision(own, run.dtype)
         note = "warning: over twice the reference's own error" if measured > warn else ""

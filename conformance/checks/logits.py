@@ -30,9 +30,7 @@ class Logits(Check):
         reference = context.reference
         if run.mode == "processed":
             truth = _centred(reference.truth(run.prompt.name, "logits"))
-            yield judge_against(
-                reference, run, "logits", truth, _centred(logits), run.prompt.valid, "plain"
-            )
+            yield judge_against(reference, run, "logits", truth, _centred(logits))
             return
         comparison = judge(reference, run, "logits", logits)
         yield comparison

@@ -274,7 +274,7 @@ def _configuration(
         if name.startswith(HARD_CODED):
             cfg |= _sizes(cfg, checkpoint_dir, name)
         if not has_tokenizer:
-            pass
+            cfg["tokenizer_name"] = None
         return cfg
 
     loading.convert_hf_model_config = converted
