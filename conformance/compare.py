@@ -39,16 +39,37 @@ def kept(site: str, truth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor | 
     return keep
 
 
+def _shifted(
+    truth: torch.Tensor, value: torch.Tensor, keep: torch.Tensor | None
+) -> torch.Tensor:
+    """``value`` with each row moved by a constant so that its mean is the truth's."""
+    if keep is None:
+        return value + (truth - value).mean(-1, keepdim=True)
+    gap = (truth - value).where(keep, truth.new_zeros(()))
+    return value + gap.sum(-1, keepdim=True) / keep.sum(-1, keepdim=True).clamp_min(1)
+
+
 def measure(
-    site: str, truth: torch.Tensor, value: torch.Tensor, valid: torch.Tensor
+    site: str,
+    truth: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor,
+    *,
+    up_to_a_constant: bool = False,
 ) -> Difference:
     """The difference of ``value`` from ``truth`` at ``site``.
+
+    Args:
+        up_to_a_constant: leave out a constant per row (a query's scores).
 
     Raises:
         ValueError: the shapes differ, or nothing is left to compare.
     """
+    keep = kept(site, truth, valid)
+    if up_to_a_constant:
+        value = _shifted(truth, value.to(truth.dtype), keep)
     # Heads of one position share a row, for a head whose output is small by cancellation has
     # errors of the size of its inputs; so do all scores of one head (the first query sees a
     # single key: its score alone can be arbitrarily near zero). A pattern's row sums to one.
     row_dims = 2 if len(parse(site).axes) == 4 and not site.endswith("attn.pattern") else 1
-    return difference(truth, value, kept(site, truth, valid), row_dims)
+    return difference(truth, value, keep, row_dims)

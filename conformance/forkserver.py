@@ -151,12 +151,17 @@ class _Server:
                 self._derived.discard(pid)
         if self._child is None:
             return
-        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        if os.waitid(os.P_PID, self._child, flags) is None:
+        if hasattr(os, "waitid"):
+            flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            if os.waitid(os.P_PID, self._child, flags) is None:
+                return
+            # Before the child is reaped its process group cannot be anyone else's.
+            _kill_group(self._child)
+        pid, status, usage = os.wait4(self._child, os.WNOHANG)
+        if pid == 0:
             return
-        # Before the child is reaped its process group cannot be anyone else's.
-        _kill_group(self._child)
-        _, status, usage = os.wait4(self._child, 0)
+        if not hasattr(os, "waitid"):
+            _kill_group(pid)
         self._child = None
         unit = 1 if sys.platform == "darwin" else 1024
         self._send(

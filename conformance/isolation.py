@@ -348,10 +348,12 @@ class _Server:
         self.sock.close()
         if self._process is None:
             return
+        if not self._ready:
+            self._process.kill()  # it may be importing for long, blind to the socket
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            self._process.kill()  # it was still importing, so it did not see the socket close
+            self._process.kill()
             self._process.wait()
         self._log.close()
 

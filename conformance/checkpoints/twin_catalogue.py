@@ -20,14 +20,11 @@ class Twin:
         architecture: HuggingFace class.
         model_type: HuggingFace config class, by its ``model_type``.
         config: its arguments.
-        hooked_name: the official name under which HookedTransformer 3.9 loads it, where that
-            must differ from the architecture's usual one.
     """
 
     architecture: str
     model_type: str
     config: Mapping[str, Any] = field(default_factory=dict)
-    hooked_name: str | None = None
 
 
 _IDS = {"vocab_size": 113, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -65,7 +62,7 @@ TWINS: Mapping[str, Twin] = {
         "LlamaForCausalLM",
         "llama",
         {
-            **_HEAD,
+            **_GQA,
             "rms_norm_eps": 1e-5,
             "rope_parameters": {
                 "rope_type": "llama3",
@@ -80,7 +77,7 @@ TWINS: Mapping[str, Twin] = {
     "llama-bias": Twin(
         "LlamaForCausalLM",
         "llama",
-        {**_HEAD, "rms_norm_eps": 1e-5, "attention_bias": True, "mlp_bias": True},
+        {**_GQA, "rms_norm_eps": 1e-5, "attention_bias": True, "mlp_bias": True},
     ),
     "mistral": Twin("MistralForCausalLM", "mistral", {**_HEAD, "sliding_window": WINDOW}),
     "mixtral": Twin("MixtralForCausalLM", "mixtral", {**_GQA, **_EXPERTS}),
@@ -127,6 +124,31 @@ TWINS: Mapping[str, Twin] = {
             ],
         },
     ),
+    # HookedTransformer hard-codes the constants of the official Gemma 2 and 3 checkpoints; only a
+    # twin that carries them can show its port right or wrong.
+    "gemma2-official": Twin(
+        "Gemma2ForCausalLM",
+        "gemma2",
+        {
+            **_HEAD,
+            "num_hidden_layers": 4,
+            "sliding_window": 4096,
+            "query_pre_attn_scalar": 10,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "gemma3-official": Twin(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        {
+            **_HEAD,
+            "num_hidden_layers": 7,
+            "max_position_embeddings": 640,
+            "sliding_window": 512,
+            "query_pre_attn_scalar": 10,
+        },
+    ),
     "gpt-neox": Twin(
         "GPTNeoXForCausalLM", "gpt_neox", {**_MHA_CTX, "intermediate_size": 80, "rotary_pct": 0.5}
     ),
@@ -146,7 +168,7 @@ TWINS: Mapping[str, Twin] = {
     "gptj": Twin("GPTJForCausalLM", "gptj", {**_GPT, "rotary_dim": 6}),
     "opt": Twin("OPTForCausalLM", "opt", {**_MHA_CTX, "ffn_dim": 80, "word_embed_proj_dim": 48}),
     "bloom": Twin(
-        "BloomForCausalLM", "bloom", {**_IDS, "hidden_size": 48, "n_layer": 3, "n_head": 6}
+        "BloomForCausalLM", "bloom", {**_IDS, "hidden_size": 48, "n_layer": 3, "n_head": 8}
     ),
     "falcon-7b": Twin(
         "FalconForCausalLM",
@@ -178,8 +200,21 @@ TWINS: Mapping[str, Twin] = {
         "PhiForCausalLM", "phi", {**_MHA_CTX, "intermediate_size": 80, "partial_rotary_factor": 0.5}
     ),
     "phi3": Twin("Phi3ForCausalLM", "phi3", dict(_GQA)),
-    "olmo": Twin("OlmoForCausalLM", "olmo", {**_GQA, "clip_qkv": 1.5}),
-    "olmo2": Twin("Olmo2ForCausalLM", "olmo2", dict(_GQA)),
+    "olmo": Twin(
+        "OlmoForCausalLM",
+        "olmo",
+        {**_GQA, "num_key_value_heads": 6, "clip_qkv": 1.5, "rope_theta": 10000.0},
+    ),
+    "olmo2": Twin(
+        "Olmo2ForCausalLM",
+        "olmo2",
+        {
+            **_GQA,
+            "num_key_value_heads": 6,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        },
+    ),
     "gpt-oss": Twin(
         "GptOssForCausalLM",
         "gpt_oss",

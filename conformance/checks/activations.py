@@ -30,7 +30,7 @@ class Activations(Check):
         self, context: Context, run: Pass, name: str, value: torch.Tensor
     ) -> Iterable[Comparison]:
         self._seen[name] = self._seen.get(name, 0) + 1
-        comparison = judge(context.reference, run, name, value)
+        comparison = judge(context, run, name, value)
         if name.endswith("resid_post") and run.prompt.name == "long":
             layers = self.metrics.setdefault("resid_post_error", {}).setdefault(run.dtype, [])
             layers.append([comparison.measured, comparison.allowed])

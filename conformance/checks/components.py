@@ -41,12 +41,12 @@ class Components(Check):
         if name.endswith(_WIRING):
             return
         self._compared += 1
-        yield judge(context.reference, run, name, value)
+        yield judge(context, run, name, value)
 
     def finish(
         self, context: Context, run: Pass, logits: torch.Tensor, loss: torch.Tensor | None
     ) -> Iterable[Comparison]:
-        yield judge(context.reference, run, "logits", logits)
+        yield judge(context, run, "logits", logits)
         expected, _ = context.subject.expected_hooks()
         due = sum(not name.endswith(_WIRING) for name in expected)
         if self._compared < due:

@@ -30,9 +30,9 @@ class Logits(Check):
         reference = context.reference
         if run.mode == "processed":
             truth = _centred(reference.truth(run.prompt.name, "logits"))
-            yield judge_against(reference, run, "logits", truth, _centred(logits))
+            yield judge_against(context, run, "logits", truth, _centred(logits))
             return
-        comparison = judge(reference, run, "logits", logits)
+        comparison = judge(context, run, "logits", logits)
         yield comparison
         if comparison.judgement != "structure" and not run.exact:
             stored = reference.logits(run.prompt.name, run.dtype)

@@ -47,8 +47,8 @@ class Weights(Check):
                 if name == "pos_embed.W_pos" and tensor.shape[0] == value.shape[0] + fam.pos_offset:
                     value = expected[name].tensor  # with the rows before position 0
                 yield _equal(name, value, tensor, port[name].derived)
-            elif not bool((tensor != 0).any()):
-                filled.append(name)  # a bias or table the checkpoint does not have
+            elif _neutral(name, tensor):
+                filled.append(name)
             else:
                 yield structure(name, "the port has this weight, the checkpoint does not")
         if subject.raw_is_separate:
@@ -62,7 +62,7 @@ class Weights(Check):
             "parameters": len(context.parameters),
             "canonical": len(expected),
             "named": len(named),
-            "filled_with_zeros": sorted({_layerless(n) for n in filled}),
+            "filled_in": sorted({_layerless(n) for n in filled}),
         }
 
     def _raw(
@@ -88,6 +88,15 @@ class Weights(Check):
         for key in known:
             if key not in held:
                 yield structure(key, "the checkpoint has this parameter, the port does not")
+
+
+def _neutral(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a weight that the checkpoint lacks has the value that changes nothing.
+
+    Zero for biases and tables; one for the weight of a norm (OLMo's norms have none).
+    """
+    value = 1 if ".ln" in f".{name}" and name.endswith(".w") else 0
+    return not bool((tensor != value).any())
 
 
 def _layerless(name: str) -> str:

@@ -51,29 +51,32 @@ class Implementation(Protocol):
         ...
 
 
+#: Names under which a component takes its input; attention may take it once for each of q, k, v.
+_INPUT_NAMES = ("hidden_states", "input", "x", "residual", "query_input", "key_input", "value_input")
+
+
 def replace_input(
     args: tuple[Any, ...], kwargs: dict[str, Any], value: torch.Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The call's arguments with its hidden-state input replaced."""
     if args and isinstance(args[0], torch.Tensor):
         return (value.reshape(args[0].shape), *args[1:]), kwargs
-    for name in ("hidden_states", "input", "x", "residual"):
-        if isinstance(kwargs.get(name), torch.Tensor):
-            return args, {**kwargs, name: value.reshape(kwargs[name].shape)}
-    raise ImplementationError(
-        f"no tensor input among {len(args)} positional and {sorted(kwargs)} keyword arguments",
-        "teach conformance.implementations.base.replace_input this signature",
-    )
+    found = {n: kwargs[n] for n in _INPUT_NAMES if isinstance(kwargs.get(n), torch.Tensor)}
+    if not found:
+        raise ImplementationError(
+            f"no tensor input among {len(args)} positional and {sorted(kwargs)} keyword arguments",
+            "teach conformance.implementations.base.replace_input this signature",
+        )
+    return args, {**kwargs, **{n: value.reshape(t.shape) for n, t in found.items()}}
 
 
 def tensor_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
     """The call's hidden-state input, or None."""
     if args and isinstance(args[0], torch.Tensor):
         return args[0]
-    for name in ("hidden_states", "input", "x", "residual"):
-        if isinstance(kwargs.get(name), torch.Tensor):
-            return kwargs[name]
-    return None
+    return next(
+        (kwargs[n] for n in _INPUT_NAMES if isinstance(kwargs.get(n), torch.Tensor)), None
+    )
 
 
 def first_tensor(output: Any) -> torch.Tensor:

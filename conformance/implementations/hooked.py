@@ -143,6 +143,7 @@ def load_hooked(
     dtype: torch.dtype,
     device: str = "cpu",
     official_name: str | None = None,
+    processed: bool = False,
 ) -> HookedTransformer:
     """A ``HookedTransformer`` of the checkpoint, without weight processing.
 
@@ -152,6 +153,7 @@ def load_hooked(
         dtype: the dtype asked of TransformerLens.
         device: where the model is put.
         official_name: load under this official name instead of the one in :data:`OFFICIAL`.
+        processed: with the library's standard weight processing instead.
 
     Raises:
         NotApplicable: the installed TransformerLens has no ``HookedTransformer``, or that does
@@ -182,7 +184,12 @@ def load_hooked(
     ):
         warnings.filterwarnings("ignore", message=r"HookedTransformer.* deprecated")
         try:
-            model = HookedTransformer.from_pretrained_no_processing(
+            load = (
+                HookedTransformer.from_pretrained
+                if processed
+                else HookedTransformer.from_pretrained_no_processing
+            )
+            model = load(
                 name,
                 dtype=dtype,
                 device=device,

@@ -9,6 +9,7 @@ of the port, not of the harness.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -132,6 +133,14 @@ class LensModel(ABC):
     #: Whether the forward pass uses parameters other than :meth:`named_weights`.
     raw_is_separate: bool = False
 
+    @property
+    def scores_up_to_a_constant(self) -> bool:
+        """Whether scores may differ from the reference's by a constant per query.
+
+        The softmax does not see it: another origin of the alibi distances, say.
+        """
+        return False
+
     def expected_hooks(self) -> tuple[dict[str, str], dict[str, str]]:
         """Site name -> hook name for every site this architecture has; and kinds not exposed."""
         absent = self.family.absent()
@@ -221,8 +230,14 @@ class LensModel(ABC):
         return {}
 
     def _output_reader(self, site: str, emit: OnSite) -> Callable[..., None]:
+        read_already = False
+
         def read(_: Any, __: Any, output: Any) -> None:
-            emit(site, first_tensor(output))
+            # HookedTransformer normalises the inputs of q, k and v apart, with one module.
+            nonlocal read_already
+            if not read_already:
+                emit(site, first_tensor(output))
+            read_already = True
 
         return read
 
@@ -350,6 +365,8 @@ class HookedModel(LensModel):
     """
 
     kind = "HookedTransformer"
+    #: Loads the same checkpoint with the standard processing; None for a declared subject.
+    load_processed: Callable[[], Any] | None = None
 
     def hook_table(self) -> dict[str, str]:
         by_module = ("ln1", "ln2", "attn.out", "mlp.out")
@@ -357,6 +374,10 @@ class HookedModel(LensModel):
 
     def layout(self, kind: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
         return None
+
+    @property
+    def scores_up_to_a_constant(self) -> bool:
+        return not self.family.rotary and self.family.pos_embed is None
 
     def module_sites(self) -> dict[str, torch.nn.Module]:
         found = {"ln_final": self.model.ln_final}
@@ -389,6 +410,10 @@ class HookedModel(LensModel):
 
     def process_weights(self) -> None:
         with promoted(self.dtype):
+            if self.load_processed is not None:
+                # The guards that keep processing off where it would be wrong live in the loader.
+                self.model = self.load_processed().eval()
+                return
             self.model.process_weights_(
                 fold_ln=True,
                 center_writing_weights=True,
@@ -403,7 +428,45 @@ class HookedModel(LensModel):
         return self.named_weights()
 
     def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:
-        return {name: PortWeight(weight.tensor) for name, weight in expected.items()}
+        found: dict[str, PortWeight] = {}
+        fam, attn = self.family, self.model.blocks[0].attn
+        grouped = hasattr(attn, "_W_K")
+        for name, weight in expected.items():
+            tensor, derived = weight.tensor.to(self.dtype), False
+            if name == "pos_embed.W_pos":
+                tensor = tensor[fam.pos_offset :]
+            elif name == "embed.W_E" and fam.embed_scaled:
+                # Multiplied by sqrt(d_model) once and for all.
+                tensor, derived = tensor * self.dims.d_model**0.5, True
+            elif name.endswith(".w") and fam.norm_offset:
+                tensor, derived = tensor + 1, True
+            if grouped and name.endswith((".W_K", ".W_V", ".b_K", ".b_V")):
+                name = name.replace("attn.", "attn._")
+            found[self._renamed(name)] = PortWeight(
+                tensor.T if self._as_linear(name) else tensor, derived
+            )
+            if fam.mlp_reads_ln1 and ".ln1." in name:
+                found[name.replace(".ln1.", ".ln2.")] = PortWeight(tensor, derived)
+        return found
+
+    def _as_linear(self, name: str) -> bool:
+        """Router and experts are ``torch.nn.Linear``: [out, in]."""
+        return name.endswith(".mlp.W_router") or (".experts." in name and ".W_" in name)
+
+    def _renamed(self, name: str) -> str:
+        part = name.split(".")[2] if name.startswith("blocks.") else ""
+        if part.endswith("_post") and not hasattr(self.model.blocks[0], part):
+            return name.replace(part, part.removesuffix("_post"))
+        if name.endswith((".mlp.W_router", ".mlp.b_router")):
+            kind = "weight" if ".W_" in name else "bias"
+            return name.rsplit(".", 1)[0] + f".W_gate.{kind}"
+        if ".experts." in name:
+            stem, what = name.rsplit(".", 1)
+            kind = "weight" if what.startswith("W_") else "bias"
+            return f"{stem}.W_{what[2:]}.{kind}"
+        if name.startswith("embed_ln."):
+            return "embed.ln." + name.rsplit(".", 1)[1]
+        return name
 
     def _run_options(self, prompt: Prompt) -> dict[str, Any]:
         if prompt.mask is None:
@@ -439,13 +502,17 @@ def load_subject(
         if name == "hooked":
             from conformance.implementations.hooked import load_hooked
 
-            model = load_hooked(
+            load = functools.partial(
+                load_hooked,
                 checkpoint,
                 architecture=fam.architecture,
                 dtype=dtype,
                 official_name=hooked_name,
             )
-            return _wrap(model, name, fam, d, dtype)
+            subject = _wrap(load(), name, fam, d, dtype)
+            assert isinstance(subject, HookedModel)
+            subject.load_processed = functools.partial(load, processed=True)
+            return subject
         if name == "bridge":
             return _wrap(_bridge(checkpoint, dtype, trust_remote_code), name, fam, d, dtype)
     raise ImplementationError(
