@@ -106,6 +106,7 @@ def _run_suite(args: Sequence[str]) -> int:
     import pytest
     from rich.console import Console
 
+    from conformance.plugin import REPORT
     from conformance.progress import Progress
     from conformance.recorder import FILE_NAME
 
@@ -119,6 +120,7 @@ def _run_suite(args: Sequence[str]) -> int:
         records = _read(out)
         _print(console, records, explained=_EXPLAINED)
         console.print(f"records: {out / FILE_NAME}", markup=False, soft_wrap=True)
+        console.print(f"report: {out / REPORT}", markup=False, soft_wrap=True)
     elif progress.stopped_by:
         typer.echo(f"Exit: {progress.stopped_by}", err=True)
     elif status not in (0, _USAGE):

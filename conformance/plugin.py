@@ -36,6 +36,7 @@ DEFAULT_TIMEOUT_S = 1800.0
 #: ``module:function`` that children call; for the harness's own tests.
 ENGINE_VARIABLE = "CONFORMANCE_ENGINE"
 
+REPORT = "report.md"
 TEST = "test_conformance.py::test_conformance["
 _USAGE, _HARNESS = 2, 3
 
@@ -538,6 +539,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     session.exitstatus = _exit_status(session, int(exitstatus), run)
     if run.recorder is not None:
         run.recorder.finish(int(session.exitstatus))
+        from conformance.report.markdown import write_page
+
+        write_page(run.recorder.path)
 
 
 def _exit_status(session: pytest.Session, status: int, run: _Run) -> int:
@@ -586,6 +590,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     terminalreporter.line(counts(run.recorder.outcomes))
     terminalreporter.line(f"records: {run.recorder.path}")
+    terminalreporter.line(f"report: {run.recorder.path.with_name(REPORT)}")
     lost = run.selected - run.recorder.outcomes.total()
     if lost:
         terminalreporter.line(f"{lost} of {run.selected} verdicts were not reached")

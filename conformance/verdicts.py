@@ -12,8 +12,9 @@ from conformance.sites import computation_order, parse
 if TYPE_CHECKING:
     from conformance.spec import ModelSpec
 
-#: How many comparisons a record keeps: those nearest to, or furthest past, their bound.
-WORST = 12
+#: How many comparisons of each judgement a record keeps: those nearest to, or furthest past,
+#: their bound.
+WORST = 6
 
 
 def conclude(
@@ -48,7 +49,11 @@ def conclude(
         first_divergence=divergence,
         reason=reason,
         duration_s=round(duration_s, 3),
-        worst=tuple(sorted(comparisons, key=margin, reverse=True)[:WORST]),
+        worst=tuple(
+            c
+            for _, group in by_judgement(comparisons)
+            for c in sorted(group, key=margin, reverse=True)[:WORST]
+        ),
         metrics=metrics,
     )
 

@@ -58,6 +58,11 @@ _JUDGEMENTS: Mapping[str, str] = {
 }
 
 
+def ordered(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Trained weights first, then by name: workers finish in any order."""
+    return sorted(verdicts, key=lambda v: (v.evidence != "real", v.model, v.subject))
+
+
 def is_bad(verdict: Verdict) -> bool:
     """Whether a verdict makes a run fail."""
     return verdict.outcome in NONCONFORMING or verdict.outcome in HARNESS_FAILED
@@ -215,7 +220,7 @@ def table(verdicts: Sequence[Verdict], width: int = _WIDTH) -> Table:
     from rich.text import Text
 
     cells: dict[tuple[str, str], dict[str, Verdict]] = {}
-    for verdict in verdicts:
+    for verdict in ordered(verdicts):
         cells.setdefault((verdict.model, verdict.subject), {})[verdict.check] = verdict
     absent = _absent(verdicts)
     columns = _columns(verdicts)

@@ -1,0 +1,166 @@
+"""``report.md``: what a run found, as a page that opens anywhere. From records alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from conformance.checks.names import CHECKS
+from conformance.records import read
+from conformance.report.terminal import (
+    WORDS,
+    abridged,
+    explain,
+    is_bad,
+    left_out,
+    ordered,
+    state,
+    summary,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from conformance.records import Records, Verdict
+
+def write_page(records_file: Path) -> None:
+    """Write ``report.md`` beside a records file."""
+    from conformance.plugin import REPORT
+
+    text = page(read(records_file))
+    records_file.with_name(REPORT).write_text(text, encoding="utf-8")
+
+
+def page(records: Records) -> str:
+    """The whole page: does it conform, the table, what does not and why, logits, cost."""
+    verdicts = ordered(records.verdicts)
+    bad = [v for v in verdicts if is_bad(v)]
+    expected = [v for v in verdicts if v.outcome == "xfailed"]
+    lines = ["# Conformance report", "", _headline(records, bad), ""]
+    lines += [f"- {line}" for line in summary(records)]
+    lines += [f"- {line}" for line in left_out(verdicts)]
+    lines += [f"- started {records.header.started} on {records.header.platform}", ""]
+    lines += ["## Verdicts", "", *_matrix(verdicts), ""]
+    if bad:
+        shown: dict[str, str] = {}
+        lines += ["## What does not conform", ""]
+        for verdict in bad:
+            lines += ["```text", explain(abridged(verdict, shown)), "```", ""]
+    if expected:
+        lines += ["## Expected failures", "", *_expected(expected), ""]
+    lines += ["## How close", "", _CLOSE, "", *_margins(verdicts), ""]
+    lines += ["## Logits", "", _LOGITS, "", *_logits(verdicts), ""]
+    lines += ["## Cost", "", *_cost(verdicts), ""]
+    return "\n".join(lines)
+
+
+_CLOSE = (
+    "The measurement that came nearest to its bound, as a fraction of it (1 would fail). "
+    "*Same function* is judged in promoted float64, *same precision* in the dtype that users run, "
+    "against the reference's own error; `docs/verdicts.md` says where the bounds come from."
+)
+_LOGITS = (
+    "Subject against reference, both in the dtype that users run; the largest or worst over all "
+    "prompts. These figures are reported; the verdicts decide."
+)
+
+
+def _headline(records: Records, bad: Sequence[Verdict]) -> str:
+    said = state(records)
+    if said:
+        return f"**{said}**"
+    if not bad:
+        return "**Every port that was judged conforms**, expected failures aside."
+    models = sorted({f"{v.model} ({v.subject})" for v in bad})
+    return f"**Does not conform: {', '.join(models)}.**"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]
+
+
+def _grouped(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], dict[str, Verdict]]:
+    groups: dict[tuple[str, str], dict[str, Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.outcome != "not_applicable":
+            groups.setdefault((verdict.model, verdict.subject), {})[verdict.check] = verdict
+    return groups
+
+
+def _matrix(verdicts: Sequence[Verdict]) -> list[str]:
+    checks = [c for c in CHECKS if any(v.check == c for v in verdicts)]
+    rows = []
+    for (model, subject), row in _grouped(verdicts).items():
+        first = next(iter(row.values()))
+        cells = [WORDS[row[c].outcome] if c in row else "" for c in checks]
+        rows.append([model, first.architecture, first.evidence, subject, *cells])
+    return _table(["model", "architecture", "weights", "subject", *checks], rows)
+
+
+def _expected(verdicts: Sequence[Verdict]) -> list[str]:
+    return _table(
+        ["model", "subject", "check", "first divergence", "reason"],
+        (
+            [v.model, v.subject, v.check, v.first_divergence or "", _one_line(v.reason)]
+            for v in verdicts
+        ),
+    )
+
+
+def _one_line(text: str | None) -> str:
+    return (text or "").splitlines()[0] if text else ""
+
+
+def _margins(verdicts: Sequence[Verdict]) -> list[str]:
+    rows = []
+    for (model, subject), row in _grouped(verdicts).items():
+        cells = [model, subject]
+        for judgement in ("same_function", "same_precision"):
+            found = [
+                (s.margin, s.site or "", v.check)
+                for v in row.values()
+                if (s := v.verdict.get(judgement)) is not None and s.margin is not None
+            ]
+            worst = max(found, default=None, key=lambda x: x[0])
+            cells.append("" if worst is None else f"{worst[0]:.2g} at {worst[1]} ({worst[2]})")
+        rows.append(cells)
+    return _table(["model", "subject", "same function", "same precision"], rows)
+
+
+def _logits(verdicts: Sequence[Verdict]) -> list[str]:
+    rows = []
+    for v in verdicts:
+        prompts: dict[str, Any] = v.metrics.get("logits", {}) if v.check == "logits" else {}
+        if not prompts:
+            continue
+
+        def worst(key: str, prompts: dict[str, Any] = prompts, pick: Any = max) -> float:
+            return float(pick(float(m[key]) for m in prompts.values()))
+
+        rows.append(
+            [
+                v.model,
+                v.subject,
+                f"{worst('mse'):.1e}",
+                f"{worst('max_abs'):.1e}",
+                f"{1 - worst('cosine_min', pick=min):.1e}",
+                f"{worst('kl_rs_max'):.1e}",
+                f"{worst('kl_sr_max'):.1e}",
+                f"{worst('top1_decided_agree', pick=min):.0%}",
+                f"{worst('top5_overlap', pick=min):.1%}",
+            ]
+        )
+    header = ["model", "subject", "MSE", "max abs", "1 - cosine", "KL r,s", "KL s,r"]
+    return _table([*header, "top-1 where decided", "top-5 overlap"], rows)
+
+
+def _cost(verdicts: Sequence[Verdict]) -> list[str]:
+    rows = []
+    for (model, subject), row in _grouped(verdicts).items():
+        seconds = sum(v.duration_s for v in row.values())
+        peak = max((v.peak_bytes or 0 for v in row.values()), default=0)
+        rows.append([model, subject, f"{seconds:.1f}", f"{peak / 2**30:.2f}" if peak else ""])
+    return _table(["model", "subject", "seconds in checks", "peak GiB"], rows)
