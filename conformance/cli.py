@@ -106,9 +106,9 @@ def _run_suite(args: Sequence[str]) -> int:
     import pytest
     from rich.console import Console
 
-    from conformance.plugin import REPORT
     from conformance.progress import Progress
     from conformance.recorder import FILE_NAME
+    from conformance.report import REPORT
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
     progress = Progress(console)

@@ -39,9 +39,7 @@ def kept(site: str, truth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor | 
     return keep
 
 
-def _shifted(
-    truth: torch.Tensor, value: torch.Tensor, keep: torch.Tensor | None
-) -> torch.Tensor:
+def _shifted(truth: torch.Tensor, value: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
     """``value`` with each row moved by a constant so that its mean is the truth's."""
     if keep is None:
         return value + (truth - value).mean(-1, keepdim=True)

@@ -19,7 +19,6 @@ from conformance.checkpoints import Checkpoint, resolve
 from conformance.checks import registry
 from conformance.checks.base import Check, Context, Pass, structure
 from conformance.errors import ImplementationError, NotApplicable
-from conformance.jobs import Emit, Job
 from conformance.reference import ISOLATION_PROMPTS, Reference, directory, ensure, teacher
 from conformance.verdicts import conclude
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.implementations.subjects import LensModel
+    from conformance.jobs import Emit, Job
 
 _Loader = Callable[["torch.dtype"], "LensModel"]
 
@@ -80,7 +80,6 @@ def _judge(
     emit: Emit,
     progress: Callable[[str], None],
 ) -> None:
-    import torch
 
     from conformance.implementations.subjects import load_subject
     from conformance.precision import DTYPES

@@ -11,11 +11,13 @@ them into the reason that a report gives.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from conformance.errors import FamilyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,9 +441,7 @@ def dims(config: Any) -> Dims:
         d_model=d_model,
         d_head=_first(config, "head_dim", default=d_model // n_heads),
         d_vocab=config.vocab_size,
-        n_ctx=_first(
-            config, "max_position_embeddings", "n_positions", "max_seq_len", default=2048
-        ),
+        n_ctx=_first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=2048),
         n_experts=_first(config, "num_local_experts", "num_experts", default=0),
         windows=windows,
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from conformance.spec import ModelSpec
+if TYPE_CHECKING:
+    from conformance.spec import ModelSpec
 
 #: A child's message to its parent: ``{"event": "progress", "text": ...}`` or
 #: ``{"event": "verdict", "record": {...}}``.

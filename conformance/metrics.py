@@ -66,87 +66,71 @@ def difference(
     """
     if reference.shape != subject.shape:
         raise ValueError(f"shape {tuple(subject.shape)}, reference {tuple(reference.shape)}")
+    count = reference.numel() if keep is None else int(keep.sum())
+    if count == 0:
+        raise ValueError("nothing to compare: every entry is masked out")
     if reference.dtype == subject.dtype and torch.equal(reference, subject):
-        count = reference.numel() if keep is None else int(keep.sum())
-        if count == 0:
-            raise ValueError("nothing to compare: every entry is masked out")
         at = (0,) * reference.ndim
         value = float(reference[at])
         return Difference(0.0, 0.0, 0.0, 0.0, 0.0, at, value, value, count)
-    lead = reference.shape[: reference.ndim - row_dims]
     width = math.prod(reference.shape[reference.ndim - row_dims :])
-    r_all, s_all = reference.reshape(-1, width), subject.reshape(-1, width)
-    k_all = None if keep is None else keep.reshape(-1, width)
+    sums = torch.zeros(3, dtype=torch.float64)  # |d|, d^2, r^2
+    largest, row_d, row_r = _Largest(), [], []
     rows = max(1, _CHUNK // max(width, 1))
-    sums = torch.zeros(4, dtype=torch.float64)  # |d|, d^2, r^2, count
-    worst_abs, worst_abs_at, worst_rel, worst_row = -1.0, 0, -1.0, 0
-    scale = 0.0
-    rel_rows: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for start in range(0, r_all.shape[0], rows):
-        r = r_all[start : start + rows].to(torch.float64)
-        s = s_all[start : start + rows].to(torch.float64)
-        d = (s - r).abs()
+    r_rows, s_rows = reference.reshape(-1, width), subject.reshape(-1, width)
+    k_rows = None if keep is None else keep.reshape(-1, width)
+    for start in range(0, r_rows.shape[0], rows):
+        part = slice(start, start + rows)
+        r = r_rows[part].to(torch.float64)
+        s = s_rows[part].to(torch.float64)
         # Equal infinities are equal; their difference is NaN only by arithmetic.
-        d = torch.where(r == s, torch.zeros_like(d), d)
-        if k_all is not None:
-            k = k_all[start : start + rows]
-            d = torch.where(k, d, torch.zeros_like(d))
-            r = torch.where(k, r, torch.zeros_like(r))
-            count = float(k.sum())
-        else:
-            count = float(d.numel())
-        sums += torch.stack(
-            [d.sum(), (d * d).sum(), (r * r).sum(), torch.tensor(count, dtype=torch.float64)]
-        )
-        row_d, row_r = d.amax(dim=1), r.abs().amax(dim=1)
-        rel_rows.append((row_d, row_r))
-        scale = max(scale, float(row_r.max()))
-        at = int(d.argmax())
-        value = float(d.reshape(-1)[at])
-        if math.isnan(value) or value > worst_abs:
-            worst_abs, worst_abs_at = value, start * width + at
-            if math.isnan(value):
-                break
-    total = float(sums[3])
-    if total == 0:
-        raise ValueError("nothing to compare: every entry is masked out")
+        d = torch.where(r == s, 0.0, (s - r).abs())
+        if k_rows is not None:
+            d, r = (torch.where(k_rows[part], x, 0.0) for x in (d, r))
+        sums += torch.stack([d.sum(), (d * d).sum(), (r * r).sum()])
+        largest.see(d, start * width)
+        row_d.append(d.amax(dim=1))
+        row_r.append(r.abs().amax(dim=1))
+    size, per_row = torch.cat(row_r), _Largest()
     # A row whose reference is zero has no scale of its own; the tensor's serves.
-    fallback = scale if scale > ZERO else 1.0
-    offset = 0
-    for row_d, row_r in rel_rows:
-        rel = row_d / torch.where(row_r > ZERO, row_r, torch.full_like(row_r, fallback))
-        at = int(rel.argmax())
-        value = float(rel[at])
-        if math.isnan(value) or value > worst_rel:
-            worst_rel, worst_row = value, offset + at
-            if math.isnan(value):
-                break
-        offset += rel.shape[0]
+    whole = float(size.max())
+    scale = torch.where(size > ZERO, size, whole if whole > ZERO else 1.0)
+    per_row.see(torch.cat(row_d) / scale, 0)
     norm = math.sqrt(float(sums[2]))
-    rms = math.sqrt(float(sums[1])) / (norm if norm > ZERO else 1.0)
-    if math.isnan(worst_abs):
-        rms = worst_rel = math.nan
-    index = _unravel(worst_abs_at, reference.shape)
+    index = _unravel(largest.at, reference.shape)
     return Difference(
-        rel_max=worst_rel,
-        rel_rms=rms,
-        max_abs=worst_abs,
-        mean_abs=float(sums[0]) / total,
-        mse=float(sums[1]) / total,
+        rel_max=per_row.value,
+        rel_rms=math.sqrt(float(sums[1])) / (norm if norm > ZERO else 1.0),
+        max_abs=largest.value,
+        mean_abs=float(sums[0]) / count,
+        mse=float(sums[1]) / count,
         index=index,
         reference=float(reference[index]),
         subject=float(subject[index]),
-        count=int(total),
-        worst_row=_unravel(worst_row, lead) if lead else (),
+        count=count,
+        worst_row=_unravel(per_row.at, reference.shape[: reference.ndim - row_dims]),
     )
 
 
-def _unravel(flat: int, shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
-    index = []
+class _Largest:
+    """The largest of many numbers seen in parts, and where; a NaN is larger than anything."""
+
+    def __init__(self) -> None:
+        self.value, self.at = -1.0, 0
+
+    def see(self, part: torch.Tensor, offset: int) -> None:
+        at = int(part.argmax())  # the first NaN, if there is one
+        value = float(part.reshape(-1)[at])
+        if not math.isnan(self.value) and (math.isnan(value) or value > self.value):
+            self.value, self.at = value, offset + at
+
+
+def _unravel(flat: int, shape: torch.Size) -> tuple[int, ...]:
+    index: list[int] = []
     for size in reversed(shape):
-        index.append(flat % size)
+        index.insert(0, flat % size)
         flat //= size
-    return tuple(reversed(index))
+    return tuple(index)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,6 @@ DEFAULT_TIMEOUT_S = 1800.0
 #: ``module:function`` that children call; for the harness's own tests.
 ENGINE_VARIABLE = "CONFORMANCE_ENGINE"
 
-REPORT = "report.md"
 TEST = "test_conformance.py::test_conformance["
 _USAGE, _HARNESS = 2, 3
 
@@ -582,6 +581,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     run = config.stash.get(_RUN, None)
     if run is None or config.getoption("collectonly"):
         return
+    from conformance.report import REPORT
     from conformance.report.terminal import counts
 
     terminalreporter.section("conformance")

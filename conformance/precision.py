@@ -9,11 +9,13 @@ right implementations agree to about 1e-15 and a wrong formula has nowhere to hi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NARROW: frozenset[torch.dtype] = frozenset({torch.float32, torch.bfloat16, torch.float16})
 

@@ -7,7 +7,6 @@ hence the lengths (``docs/verdicts.md``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +14,8 @@ from conformance import SEEDS
 from conformance.errors import ImplementationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from conformance.families import Dims

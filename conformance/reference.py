@@ -18,23 +18,23 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
-import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from conformance import SEEDS
-from conformance.checkpoints import Checkpoint
 from conformance.errors import TraceError
 from conformance.prompts import Prompt, build
 from conformance.trace import Trace, TraceWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import torch
 
+    from conformance.checkpoints import Checkpoint
     from conformance.families import Dims, Family
     from conformance.implementations.base import Force
     from conformance.implementations.huggingface import HuggingFaceModel
@@ -140,7 +140,7 @@ class Reference:
     def input(self, prompt: str, component: str) -> torch.Tensor | None:
         """A component's input in promoted float64; None if it has none of that name."""
         name = f"{prompt}/in:{component}"
-        return self.trace[name] if name in self.trace else None
+        return self.trace.get(name)
 
     def logits(self, prompt: str, dtype: str) -> torch.Tensor:
         """Logits as the reference gives them in ``dtype``."""
@@ -213,7 +213,7 @@ def ensure(
         work = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
         try:
             _run(model, checkpoint, work, progress)
-            os.replace(work, target)
+            work.replace(target)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
@@ -341,7 +341,7 @@ def _compare(
         prefix = f"{prompt.name}/in:"
 
         def get(name: str) -> torch.Tensor | None:
-            return truth[prefix + name] if prefix + name in truth else None
+            return truth.get(prefix + name)
 
         force = teacher(mode, get, model.dtype)
     logits = model.run(_doubled(prompt) if doubled else prompt, on_site, force=force)
@@ -368,9 +368,7 @@ def _errors(
             _widen(plain, _compare(model, prompt, truth, "rel_rms", doubled=True))
         errors["plain"][prompt.name] = plain
         if prompt.name in ISOLATION_PROMPTS:
-            errors["blocks"][prompt.name] = _compare(
-                model, prompt, truth, "rel_rms", mode="blocks"
-            )
+            errors["blocks"][prompt.name] = _compare(model, prompt, truth, "rel_rms", mode="blocks")
             errors["components"][prompt.name] = _compare(
                 model, prompt, truth, "rel_rms", mode="components"
             )

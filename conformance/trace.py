@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from conformance.errors import TraceError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
     import torch
 
 _ALIGN = 64
@@ -94,7 +95,7 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     import torch
 
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type] # numpy has it
 
 
 class Trace:
@@ -147,6 +148,10 @@ class Trace:
             raise TraceError(
                 f"the reference's trace has no {name}", "delete the trace cache and run again"
             ) from None
+
+    def get(self, name: str) -> torch.Tensor | None:
+        """The tensor, or None if the trace has none of that name."""
+        return self[name] if name in self._entries else None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """The tensor, mapped from disk. Treat it as read-only: clone before changing it."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from conformance.records import Comparison, JudgementSummary, Outcome, Verdict
 from conformance.sites import computation_order, parse
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from conformance.spec import ModelSpec
 
 #: How many comparisons of each judgement a record keeps: those nearest to, or furthest past,

@@ -12,7 +12,6 @@ Shapes: ``W_Q`` [head, d_model, d_head], ``W_K``/``W_V`` [kv_head, d_model, d_he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,8 @@ import einops
 from conformance.errors import FamilyError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from conformance.families import Dims, Family
@@ -60,9 +61,7 @@ def split_fused(
     return groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :]
 
 
-def canonical(
-    parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims
-) -> dict[str, Weight]:
+def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> dict[str, Weight]:
     """All parameters under TransformerLens's names.
 
     Args:

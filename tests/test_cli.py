@@ -48,7 +48,10 @@ def test_a_run_shows_progress_a_table_and_the_records(tmp_path: Path) -> None:
     assert ["sub.half", "bridge", "pass", "CRASH"] in rows
     assert "FAIL: sub.fail / bridge / loss (GPT2LMHeadModel, twin weights)" in lines
     assert "6 verdicts: 3 passed, 2 failed, 1 crashed" in lines
-    assert lines[-1] == "records: conformance-out/records.jsonl"
+    assert lines[-2:] == [
+        "records: conformance-out/records.jsonl",
+        "report: conformance-out/report.md",
+    ]
     assert "\x1b" not in done.output
     # Nothing but the records: no cache, no byproducts of plugins.
     assert {path.name for path in folder.iterdir()} == {"models.toml", "conformance-out"}

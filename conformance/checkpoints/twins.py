@@ -9,13 +9,14 @@ matrices are large enough that attention is peaked and activations reach their c
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformance.checkpoints.twin_catalogue import TWINS
 from conformance.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
 #: Standard deviations: vectors (norm weights and biases, around their own initial value),

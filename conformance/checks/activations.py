@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from conformance.checks.base import Check, Context, Pass, PassMode, judge, structure
-from conformance.records import Comparison
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
+
+    from conformance.records import Comparison
 
 
 class Activations(Check):

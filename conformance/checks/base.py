@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,6 +12,8 @@ from conformance.compare import measure
 from conformance.records import Comparison
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
 
     from conformance.implementations.subjects import LensModel
@@ -56,7 +57,7 @@ class Context:
     tied_unembed: bool = False
 
 
-class Check(ABC):  # noqa: B024 - every method has a sensible default: a check implements what it reads
+class Check(ABC):
     """One family of comparisons. An instance lives for one subject of one model."""
 
     name: ClassVar[str]
@@ -96,9 +97,7 @@ class Check(ABC):  # noqa: B024 - every method has a sensible default: a check i
 
 def judge(context: Context, run: Pass, name: str, value: torch.Tensor) -> Comparison:
     """One site of one pass, under the judgement of the pass's dtype."""
-    return judge_against(
-        context, run, name, context.reference.truth(run.prompt.name, name), value
-    )
+    return judge_against(context, run, name, context.reference.truth(run.prompt.name, name), value)
 
 
 def judge_against(

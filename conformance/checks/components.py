@@ -8,15 +8,17 @@ between them is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from conformance.checks.base import Check, Context, Pass, PassMode, judge, structure
-from conformance.records import Comparison
 from conformance.reference import ISOLATION_PROMPTS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
+
+    from conformance.records import Comparison
 
 #: Sites that a mode does not isolate: sums of the residual stream are the block's business.
 _WIRING = ("resid_pre",)

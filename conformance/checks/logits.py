@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from conformance.checks.base import Check, Context, Pass, PassMode, judge, judge_against
 from conformance.metrics import logit_metrics
-from conformance.records import Comparison
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
+
+    from conformance.records import Comparison
 
 
 class Logits(Check):

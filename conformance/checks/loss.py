@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from conformance import bounds
@@ -12,6 +11,8 @@ from conformance.metrics import difference, token_losses
 from conformance.records import Comparison
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
 
 
@@ -40,7 +41,9 @@ class Loss(Check):
         truth = token_losses(truth_logits, prompt.tokens)
         if loss.shape != truth.shape:
             yield structure(
-                "logits", f"loss has shape {tuple(loss.shape)}, expected {tuple(truth.shape)}", str(run)
+                "logits",
+                f"loss has shape {tuple(loss.shape)}, expected {tuple(truth.shape)}",
+                str(run),
             )
             return
         scale = float(truth_logits[prompt.valid].abs().max())

@@ -8,7 +8,6 @@ people call (``model.W_Q``, ``model.blocks[0].attn.W_K``).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import einops
@@ -21,6 +20,8 @@ from conformance.records import Comparison
 from conformance.weights import Weight, canonical
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from conformance.families import Dims, Family
 
 
@@ -218,7 +219,12 @@ def _accessor_value(
     Args:
         grouped: keys and values one per key/value head, rather than repeated per query head.
     """
-    whole = {"W_E": "embed.W_E", "W_U": "unembed.W_U", "b_U": "unembed.b_U", "W_pos": "pos_embed.W_pos"}
+    whole = {
+        "W_E": "embed.W_E",
+        "W_U": "unembed.W_U",
+        "b_U": "unembed.b_U",
+        "W_pos": "pos_embed.W_pos",
+    }
 
     def one(key: str) -> tuple[torch.Tensor, bool] | None:
         weight = port.get(key)

@@ -52,7 +52,15 @@ class Implementation(Protocol):
 
 
 #: Names under which a component takes its input; attention may take it once for each of q, k, v.
-_INPUT_NAMES = ("hidden_states", "input", "x", "residual", "query_input", "key_input", "value_input")
+_INPUT_NAMES = (
+    "hidden_states",
+    "input",
+    "x",
+    "residual",
+    "query_input",
+    "key_input",
+    "value_input",
+)
 
 
 def replace_input(
@@ -74,9 +82,7 @@ def tensor_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tens
     """The call's hidden-state input, or None."""
     if args and isinstance(args[0], torch.Tensor):
         return args[0]
-    return next(
-        (kwargs[n] for n in _INPUT_NAMES if isinstance(kwargs.get(n), torch.Tensor)), None
-    )
+    return next((kwargs[n] for n in _INPUT_NAMES if isinstance(kwargs.get(n), torch.Tensor)), None)
 
 
 def first_tensor(output: Any) -> torch.Tensor:

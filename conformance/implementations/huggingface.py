@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -28,8 +26,13 @@ from conformance.implementations.base import (
     shaped,
 )
 from conformance.precision import promoted
-from conformance.prompts import Prompt
 from conformance.weights import split_fused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from conformance.prompts import Prompt
 
 _PRODUCTS = frozenset(
     {
@@ -131,9 +134,7 @@ class HuggingFaceModel:
 
     def tied_unembed(self) -> bool:
         """Whether the unembedding is the embedding."""
-        return (
-            self._modules[self.family.unembed].weight is self._modules[self.family.embed].weight
-        )
+        return self._modules[self.family.unembed].weight is self._modules[self.family.embed].weight
 
     def _module(self, path: str) -> torch.nn.Module:
         try:
@@ -282,10 +283,7 @@ class HuggingFaceModel:
             elif fam.qk_norm == "per_head":
                 after(fam.at(norm, layer), heads(kind, None))
             else:
-                after(
-                    fam.at(norm, layer),
-                    lambda t, kind=kind: emit(f"blocks.{layer}.{kind}", t.transpose(1, 2)),
-                )
+                after(fam.at(norm, layer), _transposed(emit, f"blocks.{layer}.{kind}"))
 
     def _tap_mlp(
         self,
@@ -323,6 +321,11 @@ class HuggingFaceModel:
             after(at(fam.up), to("mlp.pre"))
         if fam.down:
             before(at(fam.down), to("mlp.post"))
+
+
+def _transposed(emit: OnSite, name: str) -> Callable[[torch.Tensor], None]:
+    """Emit [batch, head, pos, d_head] as [batch, pos, head, d_head]."""
+    return lambda tensor: emit(name, tensor.transpose(1, 2))
 
 
 def load(

@@ -12,9 +12,7 @@ import contextlib
 import functools
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +30,9 @@ from conformance.precision import promoted
 from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
     from conformance.families import Dims, Family
     from conformance.prompts import Prompt
     from conformance.weights import Weight
@@ -97,9 +98,7 @@ class LensModel(ABC):
     #: Name of the TransformerLens class, as it appears in reports and in NOT_EXPOSED.
     kind: str
 
-    def __init__(
-        self, model: Any, name: str, fam: Family, d: Dims, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: Any, name: str, fam: Family, d: Dims, dtype: torch.dtype) -> None:
         self.model, self.name, self.family, self.dims, self.dtype = model, name, fam, d, dtype
 
     @abstractmethod

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from conformance.checks.names import CHECKS
 from conformance.records import read
+from conformance.report import REPORT
 from conformance.report.terminal import (
     WORDS,
     abridged,
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
 
     from conformance.records import Records, Verdict
 
+
 def write_page(records_file: Path) -> None:
     """Write ``report.md`` beside a records file."""
-    from conformance.plugin import REPORT
-
     text = page(read(records_file))
     records_file.with_name(REPORT).write_text(text, encoding="utf-8")
 
