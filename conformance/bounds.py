@@ -56,7 +56,7 @@ def same_function(spread: float) -> tuple[float, str]:
         spread: the reference's own float64 spread at the site (relative), 0.0 if unmeasured.
     """
     scaled = SAME_FUNCTION_SPREADS * spread
-    if math.isnan(scaled) or scaled <= SAME_FUNCTION_FLOOR:
+    if not math.isfinite(scaled) or scaled <= SAME_FUNCTION_FLOOR:
         return SAME_FUNCTION_FLOOR, f"floor {SAME_FUNCTION_FLOOR:.0e} of promoted float64"
     return scaled, f"{SAME_FUNCTION_SPREADS:g} x the reference's own float64 spread {spread:.1e}"
 
@@ -70,7 +70,9 @@ def same_precision(reference_error: float, dtype: str) -> tuple[float, float, st
         dtype: name of the dtype judged.
     """
     floor = SAME_PRECISION_FLOOR_ULP * EPS[dtype]
-    base = reference_error if reference_error > floor else floor
+    # A reference that overflows admits nothing: an infinite bound would pass everything.
+    usable = math.isfinite(reference_error) and reference_error > floor
+    base = reference_error if usable else floor
     what = (
         f"the reference's own {dtype} error {reference_error:.1e}"
         if base == reference_error

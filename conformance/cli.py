@@ -1,4 +1,4 @@
-"""``conformance run | models | show``: a thin face on the suite and its records.
+"""``conformance run | models | show | prove``: a thin face on the suite and its records.
 
 Exit codes: 0 all right, 1 a port does not conform, 2 usage, 3 the harness itself failed,
 130 interrupted.
@@ -217,6 +217,50 @@ def show(
     _print(Console(highlight=False), records, explained=None)
     status = exit_code(verdict.outcome for verdict in records.verdicts)
     raise typer.Exit(_HARNESS if state(records) and status == 0 else status)
+
+
+@app.command()
+def prove(
+    models: _Models = _MODELS,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="ID", help="Only this twin, or glob. Can be repeated."),
+    ] = None,
+    subject: Annotated[
+        list[str] | None,
+        typer.Option("--subject", metavar="S", help="Only this subject. Can be repeated."),
+    ] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option("--fault", metavar="F", help="Only this fault. Can be repeated."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where prove.jsonl is written.")
+    ] = Path("conformance-out"),
+    workers: Annotated[int, typer.Option("-n", metavar="N", help="Ports at a time.", min=1)] = 2,
+) -> None:
+    """Prove that the checks can fail: known faults in the twins' ports, one after another."""
+    from rich.console import Console
+
+    from conformance.checkpoints import cache_dir
+    from conformance.prove_run import run as run_proofs
+    from conformance.spec import load_spec
+
+    try:
+        status = run_proofs(
+            load_spec(models),
+            models=model or (),
+            subjects=subject or (),
+            faults=fault or (),
+            out=out,
+            cache=cache_dir(),
+            workers=workers,
+            console=Console(highlight=False),
+            command=sys.argv,
+        )
+    except ConformanceError as error:
+        _fail(error)
+    raise typer.Exit(status)
 
 
 def _read(directory: Path) -> Records:

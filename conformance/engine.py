@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +22,12 @@ from conformance.reference import ISOLATION_PROMPTS, Reference, directory, ensur
 from conformance.verdicts import conclude
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     import torch
 
     from conformance.implementations.subjects import LensModel
     from conformance.jobs import Emit, Job
-
-_Loader = Callable[["torch.dtype"], "LensModel"]
 
 
 def run_job(job: Job, emit: Emit) -> None:
@@ -41,7 +40,7 @@ def run_job(job: Job, emit: Emit) -> None:
     def progress(text: str) -> None:
         emit({"event": "progress", "text": text})
 
-    _quiet_libraries()
+    quiet_libraries()
     if job.model.evidence == "twin":
         # Starting a second thread costs more than a twin's largest product.
         import torch
@@ -55,7 +54,8 @@ def run_job(job: Job, emit: Emit) -> None:
         _judge(job, checkpoint, cache, emit, progress)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
+    """No progress bars and no advice from transformers."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -63,7 +63,7 @@ def _quiet_libraries() -> None:
 
 
 @dataclass
-class _Running:
+class Running:
     """The checks of one subject, with the time each took."""
 
     checks: list[Check]
@@ -81,7 +81,6 @@ def _judge(
     progress: Callable[[str], None],
 ) -> None:
 
-    from conformance.implementations.subjects import load_subject
     from conformance.precision import DTYPES
 
     assert job.subject is not None
@@ -89,38 +88,15 @@ def _judge(
         directory(job.model, checkpoint, cache), checkpoint.path, job.model.architecture
     )
     available = registry()
-    running = _Running([available[name]() for name in job.checks])
-
-    def load(dtype: torch.dtype) -> LensModel:
-        assert job.subject is not None
-        progress(f"{job.subject}: loading in {str(dtype).removeprefix('torch.')}")
-        try:
-            return load_subject(
-                job.subject,
-                checkpoint.path,
-                reference.family,
-                reference.dims,
-                dtype,
-                loader=job.loader,
-                hooked_name=job.model.hooked_name,
-                trust_remote_code=job.model.trust_remote_code,
-            )
-        except (NotApplicable, ImplementationError):
-            raise
-        except Exception as error:
-            raise ImplementationError(
-                f"{job.subject} could not load {job.model.id}: "
-                f"{type(error).__name__}: {error}\n{_tail(error)}",
-                "this is the port's failure: load the checkpoint with TransformerLens by hand",
-            ) from error
+    running = Running([available[name]() for name in job.checks])
 
     dtypes = ["float64"] if job.model.dtype == "float64" else ["float64", job.model.dtype]
     for dtype in dtypes:
-        subject = load(DTYPES[dtype])
+        subject = load(job, checkpoint, reference, DTYPES[dtype], progress)
         context = Context(reference, subject)
         if dtype == "float64":
-            _weights(running, context)
-        _passes(running, context, dtype, progress)
+            read_weights(running, context)
+        run_passes(running, context, plan(context, dtype), progress)
         del subject, context
         gc.collect()
     for check in running.checks:
@@ -135,13 +111,51 @@ def _judge(
         emit({"event": "verdict", "record": asdict(verdict)})
 
 
+def load(
+    job: Job,
+    checkpoint: Checkpoint,
+    reference: Reference,
+    dtype: torch.dtype,
+    progress: Callable[[str], None],
+) -> LensModel:
+    """The job's subject in one dtype.
+
+    Raises:
+        ImplementationError: the port could not load the checkpoint, whatever it raised.
+    """
+    from conformance.implementations.subjects import load_subject
+
+    assert job.subject is not None
+    progress(f"{job.subject}: loading in {str(dtype).removeprefix('torch.')}")
+    try:
+        return load_subject(
+            job.subject,
+            checkpoint.path,
+            reference.family,
+            reference.dims,
+            dtype,
+            loader=job.loader,
+            hooked_name=job.model.hooked_name,
+            trust_remote_code=job.model.trust_remote_code,
+        )
+    except (NotApplicable, ImplementationError):
+        raise
+    except Exception as error:
+        raise ImplementationError(
+            f"{job.subject} could not load {job.model.id}: "
+            f"{type(error).__name__}: {error}\n{_tail(error)}",
+            "this is the port's failure: load the checkpoint with TransformerLens by hand",
+        ) from error
+
+
 def _left_out(check: Check, reference: Reference) -> dict[str, Any]:
     if not check.modes or not reference.left_out:
         return {}
     return {"prompts_left_out": reference.left_out}
 
 
-def _weights(running: _Running, context: Context) -> None:
+def read_weights(running: Running, context: Context) -> None:
+    """Let the checks that compare loaded weights do so."""
     checks = [c for c in running.checks if c.reads_weights]
     if not checks:
         return
@@ -154,7 +168,7 @@ def _weights(running: _Running, context: Context) -> None:
     context.parameters = {}
 
 
-def _plan(context: Context, dtype: str) -> Iterator[Pass]:
+def plan(context: Context, dtype: str) -> Iterator[Pass]:
     """All forward passes of one load, processed weights last: processing is in place."""
     prompts = context.reference.prompts
     for prompt in prompts:
@@ -167,11 +181,19 @@ def _plan(context: Context, dtype: str) -> Iterator[Pass]:
         yield Pass(dtype, "processed", prompt)
 
 
-def _passes(
-    running: _Running, context: Context, dtype: str, progress: Callable[[str], None]
+def run_passes(
+    running: Running,
+    context: Context,
+    passes: Iterable[Pass],
+    progress: Callable[[str], None],
 ) -> None:
+    """Forward passes, each read by the checks that want it.
+
+    Args:
+        passes: some of :func:`plan`'s, in its order.
+    """
     processed: BaseException | bool = False
-    for run in _plan(context, dtype):
+    for run in passes:
         readers = [c for c in running.checks if c.wants(run)]
         if not readers:
             continue
@@ -190,7 +212,7 @@ def _passes(
         _one_pass(running, context, run, readers)
 
 
-def _one_pass(running: _Running, context: Context, run: Pass, readers: list[Check]) -> None:
+def _one_pass(running: Running, context: Context, run: Pass, readers: list[Check]) -> None:
     """One forward pass of the subject. What it raises is the port's failure; what a check
     raises inside a hook is ours, and is told apart."""
     subject, reference = context.subject, context.reference

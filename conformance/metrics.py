@@ -87,6 +87,8 @@ def difference(
         d = torch.where(r == s, 0.0, (s - r).abs())
         if k_rows is not None:
             d, r = (torch.where(k_rows[part], x, 0.0) for x in (d, r))
+        # An infinity that both sides share has no size to measure its row by.
+        r = torch.where(r.isinf(), 0.0, r)
         sums += torch.stack([d.sum(), (d * d).sum(), (r * r).sum()])
         largest.see(d, start * width)
         row_d.append(d.amax(dim=1))
@@ -177,18 +179,15 @@ def logit_metrics(
     rows = max(1, _CHUNK // reference.shape[-1])
     columns: list[torch.Tensor] = []
     total_sq = total_abs = 0.0
-    max_abs, max_at, max_rel = -1.0, 0, 0.0
+    largest, relative = _Largest(), _Largest()
     for start in range(0, n, rows):
         r = r_all[start : start + rows].to(torch.float64)
         s = s_all[start : start + rows].to(torch.float64)
         d = (s - r).abs()
         total_sq += float((d * d).sum())
         total_abs += float(d.sum())
-        at = int(d.argmax())
-        value = float(d.reshape(-1)[at])
-        if math.isnan(value) or value > max_abs:
-            max_abs, max_at = value, start * r.shape[1] + at
-        max_rel = max(max_rel, float((d.amax(1) / r.abs().amax(1).clamp_min(ZERO)).max()))
+        largest.see(d, start * r.shape[1])
+        relative.see(d.amax(1) / r.abs().amax(1).clamp_min(ZERO), start)
         lr, ls = r.log_softmax(-1), s.log_softmax(-1)
         k = min(5, r.shape[1])
         top_r, top_s = r.topk(k).indices, s.topk(k).indices
@@ -207,7 +206,7 @@ def logit_metrics(
             )
         )
     cos, kl_rs, kl_sr, top1, decided, top5 = torch.cat(columns, dim=1)
-    first = valid.nonzero()[max_at // reference.shape[-1]].tolist()
+    first = valid.nonzero()[largest.at // reference.shape[-1]].tolist()
     n_decided = int(decided.sum())
 
     def stats(x: torch.Tensor) -> tuple[float, float, float, float]:
@@ -218,9 +217,9 @@ def logit_metrics(
         n,
         total_sq / (n * reference.shape[-1]),
         total_abs / (n * reference.shape[-1]),
-        max_abs,
-        (*first, max_at % reference.shape[-1]),
-        max_rel,
+        largest.value,
+        (*first, largest.at % reference.shape[-1]),
+        relative.value,
         float(cos.min()),
         float(cos.mean()),
         *stats(kl_rs),

@@ -27,8 +27,9 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
-# Constructors that take their dtype from data rather than from an argument.
-_FROM_DATA = (torch.from_numpy, torch.as_tensor, torch.tensor, torch.asarray)
+# Constructors that take their dtype from data rather than from an argument. (torch.from_numpy
+# does so too, but asks no mode: what it makes is promoted at its first cast.)
+_FROM_DATA = (torch.as_tensor, torch.tensor, torch.asarray)
 # ``x.type("torch.FloatTensor")``: the only place where torch takes a dtype as text.
 _NARROW_NAMES = frozenset({"torch.FloatTensor", "torch.HalfTensor", "torch.BFloat16Tensor"})
 

@@ -57,7 +57,7 @@ class Recorder:
             raise RecordsError(
                 f"{self.path}: {error.strerror}", "give a directory you can write to with --out"
             ) from error
-        write(_header(spec, command), self._stream)
+        write(header(spec, command), self._stream)
 
     def add(self, verdict: Verdict) -> None:
         """Append a verdict; a second one of the same case (an item run again) is dropped."""
@@ -71,7 +71,7 @@ class Recorder:
     def finish(self, exit_code: int) -> None:
         """Append the footer."""
         footer = Footer(
-            finished=_now(),
+            finished=now(),
             exit_code=exit_code,
             duration_s=round(time.monotonic() - self._began, 3),
             outcomes=dict(sorted(self.outcomes.items())),
@@ -92,9 +92,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _header(spec: Spec, command: Sequence[str]) -> Header:
+def header(spec: Spec, command: Sequence[str]) -> Header:
+    """What a file of results begins with."""
     return Header(
-        started=_now(),
+        started=now(),
         versions=versions(),
         platform=f"{platform.platform()}, {platform.machine()}, {sys.implementation.name}",
         seeds=dict(SEEDS),
@@ -104,7 +105,8 @@ def _header(spec: Spec, command: Sequence[str]) -> Header:
     )
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, to the second, in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -345,7 +345,8 @@ def _compare(
 
         force = teacher(mode, get, model.dtype)
     logits = model.run(_doubled(prompt) if doubled else prompt, on_site, force=force)
-    on_site("logits", logits)
+    if mode != "blocks":
+        on_site("logits", logits)
     if keep_logits is not None:
         keep_logits[prompt.name] = logits.clone()
     return found
@@ -373,6 +374,7 @@ def _errors(
                 model, prompt, truth, "rel_rms", mode="components"
             )
     variants["doubled"] = "run"
+    progress("reference: all prompts again with every weight rounded anew")
     errors["processed"] = _rerounded(model, prompts, truth, errors["plain"])
     variants["rerounded"] = "run"
     try:
@@ -383,7 +385,9 @@ def _errors(
     variants["sdpa"] = "run"
     for prompt in prompts:
         if prompt.name not in VARIANT_SKIPS:
-            _widen(errors["plain"][prompt.name], _compare(model, prompt, truth, "rel_rms"))
+            plain = errors["plain"][prompt.name]
+            _widen(plain, _compare(model, prompt, truth, "rel_rms"))
+            _widen(errors["processed"][prompt.name], {"logits": plain["logits"]})
     return errors
 
 

@@ -120,12 +120,18 @@ class Trace:
             raise TraceError(
                 f"{directory}: not a finished trace ({error})", "delete the directory and run again"
             ) from error
-        self._entries: dict[str, dict[str, Any]] = index["entries"]
-        self.facts: dict[str, Any] = index["facts"]
-        end = max(
-            (e["offset"] + _nbytes(e["dtype"], e["shape"]) for e in self._entries.values()),
-            default=0,
-        )
+        try:
+            self._entries: dict[str, dict[str, Any]] = index["entries"]
+            self.facts: dict[str, Any] = index["facts"]
+            end = max(
+                (e["offset"] + _nbytes(e["dtype"], e["shape"]) for e in self._entries.values()),
+                default=0,
+            )
+        except (KeyError, TypeError) as error:
+            raise TraceError(
+                f"{directory}: index.json is not a trace's ({error!r})",
+                "delete the directory and run again",
+            ) from error
         if end > len(self._data):
             raise TraceError(
                 f"{directory}: data.bin holds {len(self._data)} bytes, the index promises {end}",

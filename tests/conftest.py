@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from fakes import Eventually
 
@@ -26,3 +28,10 @@ def eventually() -> Eventually:
         return False
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def twin_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which the twins of this run are built once, whichever worker asks first."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "twin-cache"

@@ -52,8 +52,11 @@ class Activations(Check):
             if name not in expected:
                 continue
             if fired != 1:
+                hook = expected[name]
                 what = "never fired" if fired == 0 else f"fired {fired} times"
-                yield structure(name, f"hook {expected[name]!r} {what}", str(run))
+                if fired == 0 and hook and hook not in context.subject.model.hook_dict:
+                    what = "does not exist in this port"
+                yield structure(name, f"hook {hook!r} {what}", str(run))
         for name in self._seen:
             yield structure(name, "fired, but the reference has no such site", str(run))
         self._seen.clear()

@@ -31,6 +31,7 @@ from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from conformance.families import Dims, Family
@@ -100,6 +101,8 @@ class LensModel(ABC):
 
     def __init__(self, model: Any, name: str, fam: Family, d: Dims, dtype: torch.dtype) -> None:
         self.model, self.name, self.family, self.dims, self.dtype = model, name, fam, d, dtype
+        #: Entered around every forward pass, inside promotion (a fault's function mode, say).
+        self.extra: list[Callable[[], AbstractContextManager[Any]]] = []
 
     @abstractmethod
     def hook_table(self) -> dict[str, str]:
@@ -200,6 +203,8 @@ class LensModel(ABC):
         with contextlib.ExitStack() as stack:
             stack.enter_context(promoted(self.dtype))
             stack.enter_context(torch.no_grad())
+            for enter in self.extra:
+                stack.enter_context(enter())
             stack.enter_context(hooked_inputs(self.components(), force, on_input))
             for site, module in modules.items():
                 if site in sites:
@@ -244,6 +249,8 @@ class LensModel(ABC):
         """The stacked and per-block properties people use, each as a thunk."""
         model, layers = self.model, range(self.dims.n_layers)
         for name in ("W_E", "W_U", "b_U", "W_pos"):
+            if not hasattr(type(model), name):
+                continue  # 3.x bridges keep W_pos in pos_embed alone
             yield name, lambda name=name: getattr(model, name)  # type: ignore[misc]
         for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"):
             yield name, lambda name=name: getattr(model, name)  # type: ignore[misc]

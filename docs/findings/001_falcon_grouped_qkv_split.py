@@ -75,5 +75,6 @@ def main() -> int:
     print(f"1 key/value head:  queries differ by {one[0]:.1e}, logits by {one[1]:.1e}")
     return 0 if min(grouped) > 1e-2 and max(one) < 1e-4 else 1
 
+
 if __name__ == "__main__":
     raise SystemExit(main())

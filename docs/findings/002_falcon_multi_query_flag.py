@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformer_lens.model_bridge import TransformerBridge
 
+
 def save(folder: str, config: transformers.PretrainedConfig) -> None:
     """A seeded random model, none of whose parameters is neutral, and a tokenizer of one word."""
     torch.manual_seed(0)
@@ -53,6 +54,7 @@ def main() -> int:
             return 0 if "split_with_sizes" in str(error) else 1
     print(f"loaded, with {bridge.cfg.n_key_value_heads} key/value heads")
     return 1
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

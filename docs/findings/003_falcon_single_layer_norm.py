@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformer_lens.model_bridge import TransformerBridge
 
+
 def save(folder: str, config: transformers.PretrainedConfig) -> None:
     """A seeded random model, none of whose parameters is neutral, and a tokenizer of one word."""
     torch.manual_seed(0)
@@ -54,6 +55,7 @@ def main() -> int:
             return 0 if "ln_attn" in str(error) else 1
     print("loaded")
     return 1
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

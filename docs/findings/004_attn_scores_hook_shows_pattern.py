@@ -103,5 +103,6 @@ def main() -> int:
             shows &= same
     return 0 if shows else 1
 
+
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -87,5 +87,6 @@ def main() -> int:
     print(f"enable_compatibility_mode(), sinks at -10000:       logits differ by {no_sinks:.1e}")
     return 0 if default > 1e-2 and max(unfolded, no_sinks) < 1e-4 else 1
 
+
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformer_lens.model_bridge import TransformerBridge
 
+
 def save(folder: str, config: transformers.PretrainedConfig) -> None:
     """A seeded random model, none of whose parameters is neutral, and a tokenizer of one word."""
     torch.manual_seed(0)
@@ -62,6 +63,7 @@ def main() -> int:
     print("4 of 4 key/value heads, fold_ln=False:", whole := process(4, fold_ln=False))
     shows = "is invalid for input of size" in grouped and default == whole == "no error"
     return 0 if shows else 1
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

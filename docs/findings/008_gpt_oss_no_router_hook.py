@@ -11,7 +11,6 @@ from importlib.metadata import version
 import tokenizers
 import torch
 import transformers
-from transformer_lens.model_bridge import TransformerBridge
 
 TOKENS = torch.arange(3, 19)[None]
 
@@ -38,9 +37,11 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     print("transformer-lens", version("transformer-lens"), "transformers", version("transformers"))
-    if int(version("transformer-lens").split(".")[0]) != 3:
-        print("applies to TransformerLens 3.x; 4.x hooks GPT-OSS's router")
+    if int(version("transformer-lens").split(".")[0]) > 3:
+        print("applies to TransformerLens before 4.0, which hooks GPT-OSS's router")
         return 2
+    from transformer_lens.model_bridge import TransformerBridge
+
     config = transformers.GptOssConfig(
         vocab_size=50,
         hidden_size=48,
@@ -74,6 +75,7 @@ def main() -> int:
     print("hooks of the MLP:", ", ".join(h.removeprefix("blocks.0.mlp.") for h in hooks))
     print(f"run_with_hooks on {name}: {said}, fired {len(fired)} times")
     return 0 if name not in hooks and said == "no error" and not fired else 1
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

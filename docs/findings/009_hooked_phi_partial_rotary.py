@@ -14,6 +14,7 @@ import tokenizers
 import torch
 import transformers
 
+
 def save(folder: str, config: transformers.PretrainedConfig) -> None:
     """A seeded random model, none of whose parameters is neutral, and a tokenizer of one word."""
     torch.manual_seed(0)
@@ -78,13 +79,18 @@ def main() -> int:
         serve(folder, name)
         try:
             HookedTransformer.from_pretrained_no_processing(
-                name, cache_dir=f"{folder}/cache", local_files_only=True, device="cpu"
+                name,
+                tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
+                cache_dir=f"{folder}/cache",
+                local_files_only=True,
+                device="cpu",
             )
         except AttributeError as error:
             print(f"{type(error).__name__}: {error}")
             return 0 if "partial_rotary_factor" in str(error) else 1
     print("loaded")
     return 1
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

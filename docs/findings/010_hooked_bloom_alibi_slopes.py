@@ -65,7 +65,11 @@ def measure(heads: int) -> float:
         serve(folder, name)
         reference = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
         hooked = HookedTransformer.from_pretrained_no_processing(
-            name, cache_dir=f"{folder}/cache", local_files_only=True, device="cpu"
+            name,
+            tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
+            cache_dir=f"{folder}/cache",
+            local_files_only=True,
+            device="cpu",
         )
         want = reference(TOKENS).logits
         return difference(hooked(TOKENS, prepend_bos=False), want)
@@ -81,6 +85,7 @@ def main() -> int:
     six, eight = measure(6), measure(8)
     print(f"6 heads: logits differ by {six:.1e}; 8 heads: by {eight:.1e}")
     return 0 if six > 1e-2 and eight < 1e-4 else 1
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,0 +1,27 @@
+"""The catalogue of known-wrong ports, and of equivalent changes that must not be flagged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from conformance.faults import attention, behaviour, blocks, equivalents, rotary, weights
+from conformance.faults.base import SOURCES, Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Every entry by its name, in the order in which they are proven.
+CATALOGUE: Mapping[str, Fault] = {
+    fault.name: fault
+    for fault in (
+        *rotary.FAULTS,
+        *attention.FAULTS,
+        *blocks.FAULTS,
+        *weights.FAULTS,
+        *behaviour.FAULTS,
+        *rotary.EQUIVALENTS,
+        *equivalents.EQUIVALENTS,
+    )
+}
+
+__all__ = ["CATALOGUE", "SOURCES", "Fault"]

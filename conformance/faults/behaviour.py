@@ -1,0 +1,329 @@
+"""Faults of hooks, of precision, and those that only later checks can see."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from conformance.faults.attention import alibi
+from conformance.faults.base import Fault, at, exactly
+from conformance.faults.blocks import final, norm
+from conformance.faults.inject import (
+    AttentionMode,
+    attention_calls,
+    delegates,
+    edited,
+    exposed,
+    point,
+    watched_input,
+)
+from conformance.faults.rotary import rotary
+from conformance.faults.tables import rotary_changed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conformance.implementations.subjects import LensModel
+
+_LAYER = 1
+_PRE = f"blocks.{_LAYER}"
+
+
+# --- hooks ------------------------------------------------------------------------------------
+
+
+def _named(subject: LensModel, kind: str) -> str:
+    return subject.expected_hooks()[0][f"{_PRE}.{kind}"]
+
+
+@contextlib.contextmanager
+def _resolving(subject: LensModel, kind: str, name: str) -> Iterator[None]:
+    """The hook of a site resolves to another of the library's hook points."""
+    right = subject.expected_hooks
+
+    def wrong() -> tuple[dict[str, str], dict[str, str]]:
+        sites, hidden = right()
+        return {**sites, f"{_PRE}.{kind}": name}, hidden
+
+    subject.expected_hooks = wrong  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del subject.expected_hooks
+
+
+def _shows(kind: str, other: str) -> Callable[[LensModel], Any]:
+    return lambda s: _resolving(s, kind, _named(s, other))
+
+
+def _both(*kinds: str) -> Callable[[LensModel], bool]:
+    def applies(subject: LensModel) -> bool:
+        by_module = subject.module_sites()
+        names = [f"{_PRE}.{k}" for k in kinds]
+        return all(exposed(subject, n) and n not in by_module for n in names)
+
+    return applies
+
+
+@contextlib.contextmanager
+def _fires_twice(subject: LensModel, kind: str) -> Iterator[None]:
+    module = point(subject, f"{_PRE}.{kind}")
+    hooks = module._forward_hooks
+
+    def again(_: Any, args: Any, output: Any) -> None:
+        for hook in list(hooks.values()):
+            if hook is not again:
+                hook(module, args, output)
+
+    handle = module.register_forward_hook(again)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _hook(name: str, what: str, apply: Any, site: str, applies: Any) -> Fault:
+    return Fault(name, "hook", what, apply, exactly(f"{_PRE}.{site}"), applies)
+
+
+_HOOKS: tuple[Fault, ...] = (
+    _hook(
+        "hook_v_shows_k",
+        "hook_v shows keys",
+        _shows("attn.v", "attn.k"),
+        "attn.v",
+        _both("attn.v", "attn.k"),
+    ),
+    _hook(
+        "hook_pattern_shows_scores",
+        "hook_pattern shows scores",
+        _shows("attn.pattern", "attn.scores"),
+        "attn.pattern",
+        _both("attn.pattern", "attn.scores"),
+    ),
+    _hook(
+        "hook_resid_pre_shows_mid",
+        "hook_resid_pre shows resid_mid",
+        _shows("resid_pre", "resid_mid"),
+        "resid_pre",
+        _both("resid_pre", "resid_mid"),
+    ),
+    _hook(
+        "hook_rot_q_shows_rot_k",
+        "hook_rot_q shows rotated keys",
+        _shows("attn.rot_q", "attn.rot_k"),
+        "attn.rot_q",
+        _both("attn.rot_q", "attn.rot_k"),
+    ),
+    _hook(
+        "hook_post_shows_pre",
+        "the MLP's hook_post shows hook_pre",
+        _shows("mlp.post", "mlp.pre"),
+        "mlp.post",
+        _both("mlp.post", "mlp.pre"),
+    ),
+    _hook(
+        "hook_mlp_out_shows_resid",
+        "hook_mlp_out shows the residual stream",
+        _shows("mlp_out", "resid_post"),
+        "mlp_out",
+        _both("mlp_out", "resid_post"),
+    ),
+    _hook(
+        "hook_never_fires",
+        "hook_z never fires",
+        lambda s: _resolving(s, "attn.z", "nowhere"),
+        "attn.z",
+        _both("attn.z"),
+    ),
+    _hook(
+        "hook_fires_twice",
+        "hook_resid_post fires twice",
+        lambda s: _fires_twice(s, "resid_post"),
+        "resid_post",
+        _both("resid_post"),
+    ),
+)
+
+# --- precision --------------------------------------------------------------------------------
+
+
+def coarse(t: torch.Tensor) -> torch.Tensor:
+    """Through bfloat16 and back; in promoted float64 nothing happens."""
+    return t.to(torch.bfloat16).to(t.dtype)
+
+
+@contextlib.contextmanager
+def _norm_in_bfloat16(subject: LensModel) -> Iterator[None]:
+    """The norm of a rounded input."""
+    component = f"{_PRE}.ln1"
+    module = norm(subject, component)
+    assert module is not None
+    with (
+        watched_input(module) as box,
+        edited(subject, component, lambda y: _through(y, box.get())),
+    ):
+        yield
+
+
+def _through(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """``y`` with the relative error that rounding ``x`` brings."""
+    x = x.reshape(y.shape)
+    ratio = coarse(x) / torch.where(x == 0, torch.ones_like(x), x)
+    return torch.where(x == 0, y, y * ratio)
+
+
+def _precision(name: str, what: str, apply: Any, sites: Any, applies: Any, **more: Any) -> Fault:
+    return Fault(name, "precision", what, apply, sites, applies, kind="precision", **more)
+
+
+_PRECISION: tuple[Fault, ...] = (
+    _precision(
+        "norm_in_bfloat16",
+        "a norm computed in bfloat16",
+        _norm_in_bfloat16,
+        exactly(f"{_PRE}.ln1"),
+        lambda s: exposed(s, f"{_PRE}.ln1"),
+    ),
+    _precision(
+        "softmax_in_bfloat16",
+        "the attention softmax computed in bfloat16",
+        lambda s: attention_calls(
+            s, _LAYER, AttentionMode(softmax=lambda x: coarse(torch.softmax(coarse(x), dim=-1)))
+        ),
+        at("attn.pattern"),
+        lambda s: not delegates(s),
+    ),
+    _precision(
+        "scores_in_bfloat16",
+        "scores rounded to bfloat16",
+        lambda s: edited(s, f"{_PRE}.attn.scores", coarse),
+        at("attn.scores"),
+        lambda s: exposed(s, f"{_PRE}.attn.scores") and not alibi(s),
+    ),
+    _precision(
+        "rotary_table_in_bfloat16",
+        "the rotary table in bfloat16",
+        lambda s: rotary_changed(s, _LAYER, _coarse_table(s)),
+        at("attn.rot_q", "attn.scores", "attn.pattern"),
+        rotary,
+    ),
+    _precision(
+        "residual_in_bfloat16",
+        "the residual stream rounded to bfloat16",
+        lambda s: edited(s, f"{_PRE}.resid_post", coarse),
+        at("resid_post"),
+        lambda _: True,
+    ),
+    _precision(
+        "mlp_in_bfloat16",
+        "the MLP's output rounded to bfloat16",
+        lambda s: edited(s, f"{_PRE}.mlp_out", coarse),
+        at("mlp_out"),
+        lambda _: True,
+    ),
+    _precision(
+        "logits_in_bfloat16",
+        "the unembedding in bfloat16",
+        lambda s: final(s, coarse),
+        exactly("logits"),
+        lambda _: True,
+        named_by="logits",
+    ),
+)
+
+
+def _coarse_table(subject: LensModel) -> Any:
+    # A buffer is changed before the forward pass, outside promotion.
+    if subject.dtype == torch.float64:
+        return lambda c, s: (c, s)
+    return lambda c, s: (coarse(c), coarse(s))
+
+
+# --- what only checks of invariants can see ---------------------------------------------------
+
+
+@contextlib.contextmanager
+def _edits_dropped(subject: LensModel) -> Iterator[None]:
+    """A hook's return value is ignored: it can look, not touch."""
+    module: Any = point(subject, f"{_PRE}.resid_post")
+    right = module.add_hook
+
+    def wrong(user: Any, *args: Any, **kwargs: Any) -> Any:
+        def looks_only(tensor: torch.Tensor, hook: Any) -> None:
+            user(tensor.clone(), hook=hook)
+
+        return right(looks_only, *args, **kwargs)
+
+    object.__setattr__(module, "add_hook", wrong)
+    try:
+        yield
+    finally:
+        object.__delattr__(module, "add_hook")
+
+
+@contextlib.contextmanager
+def _state_leaked(subject: LensModel) -> Iterator[None]:
+    """Each run adds a trace of the run before it."""
+    memory = [0.0]
+
+    def change(t: torch.Tensor) -> torch.Tensor:
+        result = t + memory[0]
+        memory[0] = float(t.mean()) * 1e-6
+        return result
+
+    with edited(subject, f"{_PRE}.resid_post", change):
+        yield
+
+
+def _cache_corrupted(subject: LensModel) -> Any:
+    """At decode, when keys outnumber queries, cached keys are 1 % too large."""
+
+    def products(count: int, first: torch.Tensor, second: torch.Tensor) -> tuple[Any, Any]:
+        if count == 0 and second.shape[-1] > first.shape[-2]:
+            second = torch.cat([second[..., :-1] * 1.01, second[..., -1:]], dim=-1)
+        return first, second
+
+    return attention_calls(subject, _LAYER, AttentionMode(products=products))
+
+
+def _later(name: str, what: str, apply: Any, needs: str, applies: Any = lambda _: True) -> Fault:
+    return Fault(
+        name,
+        "behaviour",
+        what,
+        apply,
+        exactly(f"{_PRE}.resid_post"),
+        applies,
+        named_by=needs,
+        needs=needs,
+    )
+
+
+_LATER: tuple[Fault, ...] = (
+    _later(
+        "edit_dropped",
+        "an edit at hook_resid_post is silently dropped",
+        _edits_dropped,
+        "intervention",
+        lambda s: hasattr(point(s, f"{_PRE}.resid_post"), "add_hook"),
+    ),
+    _later(
+        "gradients_detached",
+        "the graph is cut at resid_post",
+        lambda s: edited(s, f"{_PRE}.resid_post", lambda t: t.detach()),
+        "gradients",
+    ),
+    _later(
+        "cache_corrupted",
+        "cached keys are wrong at decode",
+        _cache_corrupted,
+        "decode",
+        lambda s: not delegates(s),
+    ),
+    _later("state_leaked", "a run adds a trace of the run before", _state_leaked, "repeat"),
+)
+
+FAULTS: tuple[Fault, ...] = (*_HOOKS, *_PRECISION, *_LATER)

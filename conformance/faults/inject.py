@@ -1,0 +1,292 @@
+"""How a fault gets into a loaded subject, and out again: nothing here outlives its context.
+
+A fault is put where the port computes: a parameter, an attribute, a call's arguments, the value
+that passes a hook point, or a torch call inside one layer's attention. The library's own hook
+machinery is not used, so that a fault does not depend on what is under test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from conformance.errors import ImplementationError
+from conformance.implementations.base import first_tensor, tensor_input
+
+if TYPE_CHECKING:
+    from conformance.implementations.subjects import LensModel
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+_PRODUCTS = frozenset(
+    {torch.matmul, torch.bmm, torch.baddbmm}
+    | {torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.baddbmm}
+)
+_SOFTMAXES = frozenset({torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax})
+
+
+class Box:
+    """What was seen last."""
+
+    value: torch.Tensor | None = None
+
+    def get(self) -> torch.Tensor:
+        assert self.value is not None, "nothing was seen yet"
+        return self.value
+
+
+# --- places -----------------------------------------------------------------------------------
+
+
+def exposed(subject: LensModel, site: str) -> bool:
+    """Whether the port shows this site, rightly, when nothing is wrong with it."""
+    if site.endswith("attn.scores") and delegates(subject):
+        return False
+    return site in subject.expected_hooks()[0]
+
+
+def delegates(subject: LensModel) -> bool:
+    """Whether attention is left to HuggingFace's module: its scores are not on the way."""
+    return type(subject.model.blocks[0].attn).__name__ == "AttentionBridge"
+
+
+def point(subject: LensModel, site: str) -> torch.nn.Module:
+    """The module whose output is the site's value, on its way to what follows."""
+    module = subject.module_sites().get(site)
+    if module is not None:
+        return module
+    name = subject.expected_hooks()[0].get(site)
+    if name is None or name not in subject.model.hook_dict:
+        raise ImplementationError(f"{subject.name} has no hook for {site}", "ask exposed() first")
+    found: torch.nn.Module = subject.model.hook_dict[name]
+    return found
+
+
+def attention(subject: LensModel, layer: int) -> Any:
+    """The module that computes attention: the bridge's own, or HookedTransformer's."""
+    return subject.model.blocks[layer].attn
+
+
+def original(module: Any) -> Any:
+    """The HuggingFace module inside a bridge's; another module itself."""
+    return getattr(module, "original_component", None) or module
+
+
+# --- changes ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def edited(subject: LensModel, site: str, change: Change) -> Iterator[None]:
+    """Replace the value at a site; everything after it sees the change.
+
+    Args:
+        change: receives and returns the site's value as the library's users see it.
+    """
+
+    def hook(module: Any, _: Any, output: Any) -> Any:
+        conversion = getattr(module, "hook_conversion", None)
+        value = first_tensor(output)
+        shown = value if conversion is None else conversion.convert(value)
+        result = change(shown)
+        if conversion is not None:
+            result = conversion.revert(result)
+        result = result.reshape(value.shape)
+        return result if isinstance(output, torch.Tensor) else (result, *output[1:])
+
+    with contextlib.closing(_Handle(point(subject, site).register_forward_hook(hook))):
+        yield
+
+
+class _Handle:
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def close(self) -> None:
+        self._handle.remove()
+
+
+@contextlib.contextmanager
+def watched(subject: LensModel, site: str) -> Iterator[Box]:
+    """The site's value of the pass in progress."""
+    box = Box()
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        box.value = value
+        return value
+
+    with edited(subject, site, keep):
+        yield box
+
+
+@contextlib.contextmanager
+def watched_input(module: torch.nn.Module) -> Iterator[Box]:
+    """What the module was last given."""
+    box = Box()
+
+    def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        box.value = tensor_input(args, kwargs)
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield box
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def called_with(
+    module: torch.nn.Module,
+    change: Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]],
+) -> Iterator[None]:
+    """Change the arguments that a module is called with."""
+    handle = module.register_forward_pre_hook(
+        lambda _, args, kwargs: change(args, kwargs), with_kwargs=True
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def returning(module: torch.nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Change what a module returns."""
+    handle = module.register_forward_hook(lambda _, __, output: change(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+_MISSING = object()
+
+
+@contextlib.contextmanager
+def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute; a module's parameter may be set to None."""
+    if isinstance(owner, torch.nn.Module) and name in owner._parameters:
+        before = owner._parameters[name]
+        owner._parameters[name] = value
+        try:
+            yield
+        finally:
+            owner._parameters[name] = before
+        return
+    own = vars(owner).get(name, _MISSING) if hasattr(owner, "__dict__") else getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own is _MISSING:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+@contextlib.contextmanager
+def overwritten(tensor: torch.Tensor, change: Change) -> Iterator[None]:
+    """Change a parameter or buffer in place, and put its bits back afterwards."""
+    before = tensor.detach().clone()
+    with torch.no_grad():
+        tensor.copy_(change(before.clone()))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            tensor.copy_(before)
+
+
+@contextlib.contextmanager
+def during(subject: LensModel, enter: Callable[[], Any]) -> Iterator[None]:
+    """Enter a context around every forward pass of the subject."""
+    subject.extra.append(enter)
+    try:
+        yield
+    finally:
+        subject.extra.remove(enter)
+
+
+class AttentionMode(TorchFunctionMode):
+    """Sees the torch calls of one layer's attention.
+
+    Attributes:
+        raw: the query-key products [batch, head, query, key], before scale, mask and cap.
+    """
+
+    def __init__(
+        self,
+        scores: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None,
+        products: Callable[[int, Any, Any], tuple[Any, Any]] | None = None,
+        softmax: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self._scores, self._products, self._softmax_fn = scores, products, softmax
+        self.active = False
+        self.raw: torch.Tensor | None = None
+        self._count = 0
+
+    def start(self, *_: Any) -> None:
+        self.active, self.raw, self._count = True, None, 0
+
+    def stop(self, *_: Any) -> None:
+        self.active = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self.active:
+            return func(*args, **kwargs)
+        if func in _PRODUCTS and len(args) >= 2:
+            first, second = args[-2:] if len(args) == 3 else args[:2]
+            if first.ndim >= 3 and second.ndim >= 3:
+                if self._products is not None and len(args) == 2:
+                    args = self._products(self._count, first, second)
+                self._count += 1
+                result = func(*args, **kwargs)
+                if self.raw is None:
+                    self.raw = torch.matmul(first, second)
+                return result
+        if func in _SOFTMAXES:
+            x = args[0] if args else kwargs.pop("input")
+            rest = args[1:]
+            if self._scores is not None:
+                x = self._scores(x, self.raw)
+            self.active = False
+            if self._softmax_fn is not None:
+                return self._softmax_fn(x)
+            return func(x, *rest, **kwargs)
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def attention_calls(subject: LensModel, layer: int, mode: AttentionMode) -> Iterator[AttentionMode]:
+    """Let ``mode`` see one layer's attention."""
+    module = attention(subject, layer)
+    with contextlib.ExitStack() as stack:
+        stack.callback(module.register_forward_pre_hook(mode.start).remove)
+        stack.callback(module.register_forward_hook(mode.stop).remove)
+        stack.enter_context(during(subject, lambda: mode))
+        yield mode
+
+
+@contextlib.contextmanager
+def scores_changed(
+    subject: LensModel,
+    layer: int,
+    change: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+) -> Iterator[None]:
+    """Change the scores that enter the softmax, given them and the bare query-key products."""
+    if delegates(subject):
+        with attention_calls(subject, layer, AttentionMode(scores=change)):
+            yield
+        return
+    with (
+        attention_calls(subject, layer, AttentionMode()) as mode,
+        edited(subject, f"blocks.{layer}.attn.scores", lambda s: change(s, mode.raw)),
+    ):
+        yield

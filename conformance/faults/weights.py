@@ -1,0 +1,397 @@
+"""Faults of loading and processing weights, and of the accessors that show them."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from conformance.faults.base import Fault, exactly
+from conformance.faults.blocks import norm, rms
+from conformance.faults.inject import attention, original, overwritten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conformance.implementations.subjects import LensModel
+
+_LAYER = 1
+_PRE = f"blocks.{_LAYER}"
+
+#: TransformerLens's name -> the bridge's submodule of attention or MLP.
+_BRIDGE = {
+    "W_Q": "q",
+    "W_K": "k",
+    "W_V": "v",
+    "W_O": "o",
+    "W_in": "in",
+    "W_gate": "gate",
+    "W_out": "out",
+}
+_WHOLE = {"W_E": "embed", "W_U": "unembed", "W_pos": "pos_embed"}
+
+#: A token that no prompt holds: ids below 4 are never drawn, and this is the end of a text.
+_UNSEEN = 2
+
+
+def weight(subject: LensModel, name: str) -> torch.Tensor | None:
+    """The parameter that the forward pass uses, in the layer where faults go, if there is one."""
+    model = subject.model
+    if name in _WHOLE:
+        module = getattr(model, _WHOLE[name], None)
+        return None if module is None else _parameter(original(module), name)
+    part = (
+        attention(subject, _LAYER)
+        if name[-1] in "QKVO"
+        else getattr(model.blocks[_LAYER], "mlp", None)
+    )
+    if part is None:
+        return None
+    own = _parameter(part, name)
+    if own is not None:
+        return own
+    module = getattr(part, _BRIDGE[name], None)
+    return None if module is None else _parameter(original(module), "weight")
+
+
+def _parameter(module: Any, name: str) -> torch.Tensor | None:
+    for candidate in (f"_{name}", name, "weight"):
+        found = module._parameters.get(candidate)
+        if found is not None and found.ndim >= 2:
+            return found
+    return None
+
+
+def shown_as(subject: LensModel, name: str) -> str:
+    """The name by which the ``weights`` check knows it."""
+    if name in _WHOLE:
+        return f"{_WHOLE[name]}.{name}"
+    part = "attn" if name[-1] in "QKVO" else "mlp"
+    plain = f"{_PRE}.{part}.{name}"
+    grouped = f"{_PRE}.{part}._{name}"
+    return grouped if grouped in subject.named_weights() else plain
+
+
+def _has(name: str) -> Callable[[LensModel], bool]:
+    return lambda s: weight(s, name) is not None and shown_as(s, name) in s.named_weights()
+
+
+def _changed(
+    name: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[LensModel], Any]:
+    def apply(subject: LensModel) -> Any:
+        found = weight(subject, name)
+        assert found is not None
+        return overwritten(found, change)
+
+    return apply
+
+
+def _row(t: torch.Tensor) -> torch.Tensor:
+    flat = t.flatten(0, -2)
+    flat[flat.shape[0] // 2] += 1e-3
+    return flat.reshape(t.shape)
+
+
+def _element(t: torch.Tensor) -> torch.Tensor:
+    flat = t.flatten()
+    flat[flat.shape[0] // 2 + 1] += 1e-6
+    return flat.reshape(t.shape)
+
+
+def _in_check(name: str) -> Callable[[LensModel], tuple[str, ...]]:
+    return lambda s: (shown_as(s, name),)
+
+
+def _tied(subject: LensModel) -> bool:
+    """Whether the head is the embedding, so that its faults are the embedding's."""
+    return weight(subject, "W_U") is weight(subject, "W_E")
+
+
+def _each(name: str) -> tuple[Fault, Fault]:
+    def applies(subject: LensModel) -> bool:
+        return _has(name)(subject) and not (name == "W_U" and _tied(subject))
+
+    return (
+        Fault(
+            f"{name}_row",
+            "weights",
+            f"one row of {name} + 1e-3",
+            _changed(name, _row),
+            _in_check(name),
+            applies,
+            named_by="weights",
+        ),
+        Fault(
+            f"{name}_element",
+            "weights",
+            f"one element of {name} + 1e-6",
+            _changed(name, _element),
+            _in_check(name),
+            applies,
+            named_by="weights",
+        ),
+    )
+
+
+def _unseen(t: torch.Tensor) -> torch.Tensor:
+    row = t if t.shape[0] > t.shape[1] else t.T
+    row[_UNSEEN] += 0.5
+    return t
+
+
+def _square(name: str) -> Callable[[LensModel], bool]:
+    def applies(subject: LensModel) -> bool:
+        found = weight(subject, name)
+        return (
+            _has(name)(subject)
+            and found is not None
+            and found.ndim == 2
+            and (found.shape[0] == found.shape[1])
+        )
+
+    return applies
+
+
+@contextlib.contextmanager
+def _norm_weight(subject: LensModel) -> Iterator[None]:
+    module = original(norm(subject, f"{_PRE}.ln1"))
+    parameter = next(p for n, p in module.named_parameters() if n in ("w", "weight"))
+
+    def change(t: torch.Tensor) -> torch.Tensor:
+        t[3] += 1e-6
+        return t
+
+    with overwritten(parameter, change):
+        yield
+
+
+def _has_norm_weight(subject: LensModel) -> bool:
+    return f"{_PRE}.ln1.w" in subject.named_weights() and norm(subject, f"{_PRE}.ln1") is not None
+
+
+# --- accessors --------------------------------------------------------------------------------
+
+
+def _reordered(name: str) -> Callable[[LensModel], Any]:
+    """An accessor of the model that shows heads in reverse; the forward pass is untouched."""
+
+    @contextlib.contextmanager
+    def apply(subject: LensModel) -> Iterator[None]:
+        model = subject.model
+        own = type(model)
+
+        def shown(self: Any) -> torch.Tensor:
+            right: torch.Tensor = getattr(super(wrong, self), name)
+            return right.flip(1)
+
+        wrong = type(own.__name__, (own,), {name: property(shown)})
+        object.__setattr__(model, "__class__", wrong)
+        try:
+            yield
+        finally:
+            object.__setattr__(model, "__class__", own)
+
+    return apply
+
+
+def _has_accessor(name: str) -> Callable[[LensModel], bool]:
+    def applies(subject: LensModel) -> bool:
+        return subject.dims.n_kv_heads > 1 and isinstance(
+            getattr(type(subject.model), name, None), property
+        )
+
+    return applies
+
+
+# --- processing -------------------------------------------------------------------------------
+
+
+def _after_processing(
+    corrupt: Callable[[LensModel, dict[str, torch.Tensor]], None],
+) -> Callable[[LensModel], Any]:
+    """Let the library process the weights, then leave them as a wrong fold would."""
+
+    @contextlib.contextmanager
+    def apply(subject: LensModel) -> Iterator[None]:
+        right = subject.process_weights
+
+        def wrong() -> None:
+            before = {name: t.clone() for name, t in subject.named_weights().items()}
+            right()
+            with torch.no_grad():
+                corrupt(subject, before)
+
+        subject.process_weights = wrong  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del subject.process_weights
+
+    return apply
+
+
+def _gain(subject: LensModel, before: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    w = before[name]
+    offset = subject.family.norm_offset and hasattr(subject.model, "original_model")
+    return 1 + w if offset else w
+
+
+def _along(parameter: torch.Tensor, gain: torch.Tensor, name: str) -> None:
+    """Multiply a reading matrix along its d_model axis, however it is stored."""
+    d_model = gain.shape[0]
+    if name == "W_U":
+        axis = 0 if parameter.shape[0] == d_model else 1
+    elif parameter.ndim == 3:
+        axis = 1
+    else:
+        axis = 0 if parameter.shape[0] == d_model and parameter.shape[1] != d_model else 1
+    shape = [1] * parameter.ndim
+    shape[axis] = d_model
+    parameter.mul_(gain.reshape(shape))
+
+
+def _folded_twice(reader: str, gain: str) -> Callable[[LensModel, dict[str, torch.Tensor]], None]:
+    def corrupt(subject: LensModel, before: dict[str, torch.Tensor]) -> None:
+        parameter = weight(subject, reader)
+        assert parameter is not None
+        _along(parameter, _gain(subject, before, gain), reader)
+
+    return corrupt
+
+
+def _bias_dropped(subject: LensModel, _: dict[str, torch.Tensor]) -> None:
+    """The head's bias that folding made (or had) is lost."""
+    head = original(subject.model.unembed)
+    for name in ("b_U", "bias"):
+        found = getattr(head, name, None)
+        if isinstance(found, torch.Tensor):
+            found.zero_()
+            return
+
+
+def _wrong_axis(subject: LensModel, _: dict[str, torch.Tensor]) -> None:
+    """The head centred over d_model instead of over the vocabulary."""
+    parameter = weight(subject, "W_U")
+    assert parameter is not None
+    axis = 0 if parameter.shape[0] == subject.dims.d_model else 1
+    parameter.sub_(parameter.mean(axis, keepdim=True))
+
+
+def _value_bias_twice(subject: LensModel, before: dict[str, torch.Tensor]) -> None:
+    """The value bias, folded into the output's bias, is added once more."""
+    b_v, w_o = before[f"{_PRE}.attn.b_V"], before[f"{_PRE}.attn.W_O"]
+    if b_v.shape[0] != w_o.shape[0]:
+        b_v = b_v.repeat_interleave(w_o.shape[0] // b_v.shape[0], dim=0)
+    extra = torch.einsum("hd,hdm->m", b_v, w_o)
+    part = attention(subject, _LAYER)
+    target = part._parameters.get("b_O")
+    if target is None:
+        target = original(part.o).bias
+    target.add_(extra)
+
+
+def _has_value_bias(subject: LensModel) -> bool:
+    found = subject.named_weights()
+    part = attention(subject, _LAYER)
+    b = found.get(f"{_PRE}.attn.b_V")
+    own = part._parameters.get("b_O")
+    if own is None:
+        own = getattr(original(getattr(part, "o", None)), "bias", None)
+    return b is not None and bool((b != 0).any()) and own is not None
+
+
+def _processing(name: str, what: str, corrupt: Any, applies: Callable[[LensModel], bool]) -> Fault:
+    return Fault(
+        name,
+        "folding",
+        what,
+        _after_processing(corrupt),
+        exactly("logits"),
+        applies,
+        named_by="logits",
+        processed=True,
+    )
+
+
+_KINDS = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out", "W_E", "W_U", "W_pos")
+
+FAULTS: tuple[Fault, ...] = (
+    *(fault for name in _KINDS for fault in _each(name)),
+    Fault(
+        "norm_weight_element",
+        "weights",
+        "one element of a norm's weight + 1e-6",
+        _norm_weight,
+        exactly(f"{_PRE}.ln1.w"),
+        _has_norm_weight,
+        named_by="weights",
+    ),
+    Fault(
+        "embed_unused_row",
+        "weights",
+        "the embedding of a token in no prompt is wrong",
+        _changed("W_E", _unseen),
+        _in_check("W_E"),
+        _has("W_E"),
+        named_by="weights",
+    ),
+    *(
+        Fault(
+            f"{name}_transposed",
+            "weights",
+            f"{name} transposed where it is square",
+            _changed(name, lambda t: t.T.clone()),
+            _in_check(name),
+            _square(name),
+            named_by="weights",
+        )
+        for name in ("W_Q", "W_O")
+    ),
+    *(
+        Fault(
+            f"accessor_{name}",
+            "accessor",
+            f"model.{name} shows heads in another order",
+            _reordered(name),
+            exactly(f"model.{name}"),
+            _has_accessor(name),
+            named_by="weights",
+        )
+        for name in ("W_K", "W_Q")
+    ),
+    _processing(
+        "fold_final_norm_twice",
+        "the final norm folded into the head twice",
+        _folded_twice("W_U", "ln_final.w"),
+        lambda s: "ln_final.w" in s.named_weights(),
+    ),
+    _processing(
+        "fold_mlp_norm_twice",
+        "the MLP's norm folded twice",
+        _folded_twice("W_in", f"{_PRE}.ln2.w"),
+        lambda s: f"{_PRE}.ln2.w" in s.named_weights() and weight(s, "W_in") is not None,
+    ),
+    _processing(
+        "fold_query_norm_twice",
+        "attention's norm folded into the queries twice",
+        _folded_twice("W_Q", f"{_PRE}.ln1.w"),
+        lambda s: f"{_PRE}.ln1.w" in s.named_weights() and weight(s, "W_Q") is not None,
+    ),
+    _processing(
+        "fold_bias_dropped",
+        "the final norm's bias is lost in folding",
+        _bias_dropped,
+        lambda s: "ln_final.b" in s.named_weights(),
+    ),
+    _processing(
+        "fold_value_bias_twice", "the value bias folded twice", _value_bias_twice, _has_value_bias
+    ),
+    _processing(
+        "centre_wrong_axis",
+        "the head centred over the wrong axis",
+        _wrong_axis,
+        lambda s: rms(s.model.ln_final),
+    ),
+)

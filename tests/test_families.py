@@ -1,0 +1,311 @@
+"""families.py and the rearrangement of weights, proved on every twin by recomputing the model.
+
+Nothing of TransformerLens is used here: the canonical weights must reproduce what HuggingFace
+computes, and the twins must be such that a wrong weight would show.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from fakes import ROOT
+from twins import described, huggingface, ran, run
+
+from conformance.checkpoints.twin_catalogue import TWINS, WINDOW
+from conformance.errors import FamilyError
+from conformance.families import architectures, family
+from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS, parse
+from conformance.spec import TwinSource, load_spec
+from conformance.weights import canonical
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LAYER = 1
+every_twin = pytest.mark.parametrize("twin", TWINS)
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def weights(twin: str, twin_cache: Path) -> Weights:
+    model = huggingface(twin, twin_cache)
+    found = canonical(model.parameters(), model.family, model.dims)
+    return {name: weight.tensor for name, weight in found.items()}
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+
+
+# --- The lists agree ----------------------------------------------------------------------------
+
+
+def test_every_described_architecture_has_a_twin_and_the_other_way_round() -> None:
+    assert {t.architecture for t in TWINS.values()} == set(architectures())
+
+
+def test_every_twin_is_judged_by_default() -> None:
+    models = load_spec(ROOT / "models.toml").models
+    listed = {m.source.twin: m.architecture for m in models if isinstance(m.source, TwinSource)}
+    assert listed == {name: t.architecture for name, t in TWINS.items()}
+
+
+def test_an_unknown_architecture_is_refused_with_advice() -> None:
+    with pytest.raises(FamilyError, match="NopeForCausalLM") as caught:
+        family("NopeForCausalLM", None)
+    assert "twin" in caught.value.hint
+
+
+# --- Paths and sites ----------------------------------------------------------------------------
+
+_IN_BLOCK = (
+    *("attn", "o", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
+    *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
+)
+_GLOBAL = ("embed", "ln_final", "unembed", "pos_embed", "embed_ln")
+_NO_PATHS = {"architecture", "block", "sinks", "qkv_layout", "qk_norm", "expert_layout"}
+
+
+@every_twin
+def test_every_path_exists(twin: str, twin_cache: Path) -> None:
+    model = huggingface(twin, twin_cache)
+    fam, modules = model.family, dict(model.model.named_modules())
+    texts = {
+        f.name for f in dataclasses.fields(fam) if isinstance(getattr(fam, f.name), str)
+    } - _NO_PATHS
+    assert texts <= {*_IN_BLOCK, *_GLOBAL}, "a field of Family that this test does not know"
+    for name in _GLOBAL:
+        path = getattr(fam, name)
+        assert path is None or path in modules, name
+    for layer in range(model.dims.n_layers):
+        assert fam.at("", layer) in modules
+        for name in _IN_BLOCK:
+            path = getattr(fam, name)
+            assert path is None or fam.at(path, layer) in modules, name
+        if fam.sinks:
+            assert f"{fam.at(fam.attn, layer)}.{fam.sinks}" in model.parameters()
+    assert fam.at("", model.dims.n_layers) not in modules, "more layers than dims say"
+
+
+@every_twin
+@pytest.mark.parametrize("prompt", ["sixteen", "padded_left"])
+def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache: Path) -> None:
+    fam, d = described(twin, twin_cache)
+    found = ran(twin, twin_cache, prompt)
+    absent = fam.absent()
+    assert all(absent.values())
+    due = {k.name for k in GLOBAL_KINDS if k.name not in {*absent, "logits"}}
+    for kind in BLOCK_KINDS:
+        if kind.name not in absent:
+            due |= {f"blocks.{layer}.{kind.name}" for layer in range(d.n_layers)}
+    assert set(found.sites) == due
+    assert {name for name, values in found.sites.items() if len(values) != 1} == set()
+    batch, pos = found.prompt.tokens.shape
+    sizes = {
+        **{"batch": batch, "pos": pos, "query": pos, "key": pos, "token": batch * pos},
+        **{"head": d.n_heads, "kv_head": d.n_kv_heads, "d_head": d.d_head, "d_model": d.d_model},
+        **{"expert": d.n_experts, "d_vocab": d.d_vocab},
+    }
+    for name in due:
+        shape = found[name].shape
+        axes = parse(name).axes
+        assert len(shape) == len(axes), name
+        wrong = {a: n for a, n in zip(axes, shape, strict=True) if sizes.get(a, n) != n}
+        assert not wrong, (name, wrong)
+    assert found.logits.shape == (batch, pos, d.d_vocab)
+    mlp = {tuple(v[0].shape) for n, v in found.sites.items() if ".mlp.p" in n}
+    assert len(mlp) <= 1, "pre, pre_linear and post of one width"
+
+
+# --- The rearrangement is a bijection -----------------------------------------------------------
+
+
+@every_twin
+def test_every_element_of_every_parameter_is_used_exactly_once(twin: str, twin_cache: Path) -> None:
+    model = huggingface(twin, twin_cache)
+    numbered, start = {}, 0
+    for name, parameter in model.parameters().items():
+        numbered[name] = torch.arange(start, start + parameter.numel()).reshape(parameter.shape)
+        start += parameter.numel()
+    found = canonical(numbered, model.family, model.dims)
+    if model.tied_unembed():
+        tied = found.pop("unembed.W_U")
+        assert torch.equal(tied.tensor, found["embed.W_E"].tensor.T)
+    ids = torch.cat([weight.tensor.flatten() for weight in found.values()])
+    assert ids.numel() == start, "element counts"
+    assert torch.equal(ids.sort().values, torch.arange(start))
+    for name, weight in found.items():
+        source = numbered[weight.source]
+        assert source.min() <= weight.tensor.min() <= weight.tensor.max() <= source.max(), name
+
+
+# --- The canonical weights are the model --------------------------------------------------------
+
+
+@every_twin
+def test_the_weights_reproduce_attention(twin: str, twin_cache: Path, weights: Weights) -> None:
+    fam, d = described(twin, twin_cache)
+    found = ran(twin, twin_cache)
+    at = f"blocks.{LAYER}."
+    x = found[at + ("ln1" if fam.ln1 else "resid_pre")]
+    for letter in "QKV":
+        value = torch.einsum("bpm,hmd->bphd", x, weights[f"{at}attn.W_{letter}"])
+        value = value + weights.get(f"{at}attn.b_{letter}", 0)
+        same(value, found[f"{at}attn.{letter.lower()}"])
+    # Which key/value head belongs to which query head, seen where they meet.
+    v = found[at + "attn.v"]
+    if clip := getattr(huggingface(twin, twin_cache).model.config, "clip_qkv", None):
+        v = v.clamp(-clip, clip)
+    v = v.repeat_interleave(d.group, dim=2)
+    z = found[at + "attn.z"]
+    same(torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v), z)
+    out = torch.einsum("bphd,hdm->bpm", z, weights[at + "attn.W_O"])
+    out = out + weights.get(at + "attn.b_O", 0)
+    same(out, found[at + ("attn.out" if fam.ln1_post else "attn_out")])
+
+
+@every_twin
+def test_scores_give_the_pattern(twin: str, twin_cache: Path, weights: Weights) -> None:
+    found = ran(twin, twin_cache)
+    scores = found[f"blocks.{LAYER}.attn.scores"]
+    sinks = weights.get(f"blocks.{LAYER}.attn.sinks")
+    if sinks is not None:
+        column = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
+        pattern = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
+    else:
+        pattern = scores.softmax(-1)
+    same(pattern, found[f"blocks.{LAYER}.attn.pattern"])
+
+
+@every_twin
+def test_the_weights_reproduce_the_mlp(twin: str, twin_cache: Path, weights: Weights) -> None:
+    fam, _d = described(twin, twin_cache)
+    found = ran(twin, twin_cache)
+    at = f"blocks.{LAYER}."
+    x = found[at + ("ln2" if fam.ln2 else "ln1" if fam.mlp_reads_ln1 else "resid_mid")]
+    w = {k.removeprefix(at + "mlp."): v for k, v in weights.items() if k.startswith(at + "mlp.")}
+    if fam.moe:
+        logits = x.flatten(0, 1) @ w["W_router"] + w.get("b_router", 0)
+        same(logits, found[at + "mlp.router_logits"])
+        out = _mixture(x.flatten(0, 1), logits, w, huggingface(twin, twin_cache).model.config)
+        out = out.reshape(x.shape)
+    else:
+        pre, linear = ("W_gate", "W_in") if fam.gated else ("W_in", None)
+        same(x @ w[pre] + w.get(pre.replace("W", "b"), 0), found[at + "mlp.pre"])
+        if linear:
+            same(x @ w[linear] + w.get("b_in", 0), found[at + "mlp.pre_linear"])
+        out = found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)
+    same(out, found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
+
+
+def _mixture(x: torch.Tensor, logits: torch.Tensor, w: Weights, config: Any) -> torch.Tensor:
+    """Top-k experts, the plain way: one token and one expert at a time."""
+    out = torch.zeros_like(x)
+    top = logits.topk(config.num_experts_per_tok)
+    for token, (values, experts) in enumerate(zip(top.values, top.indices, strict=True)):
+        # The softmax over all experts, renormalised over the chosen, is that over the chosen.
+        for share, expert in zip(values.softmax(-1), experts.tolist(), strict=True):
+            own = {n.split(".")[-1]: t for n, t in w.items() if n.startswith(f"experts.{expert}.")}
+            gate = x[token] @ own["W_gate"] + own.get("b_gate", 0)
+            up = x[token] @ own["W_in"] + own.get("b_in", 0)
+            if config.model_type == "gpt_oss":
+                gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+                hidden = gate * torch.sigmoid(1.702 * gate) * (up + 1)
+            else:
+                hidden = torch.nn.functional.silu(gate) * up
+            out[token] += share * (hidden @ own["W_out"] + own.get("b_out", 0))
+    return out
+
+
+@every_twin
+def test_the_weights_reproduce_embedding_and_unembedding(
+    twin: str, twin_cache: Path, weights: Weights
+) -> None:
+    fam, d = described(twin, twin_cache)
+    found = ran(twin, twin_cache)
+    tokens, config = found.prompt.tokens, huggingface(twin, twin_cache).model.config
+    embedded = weights["embed.W_E"][tokens] * (d.d_model**0.5 if fam.embed_scaled else 1)
+    if fam.embed_ln:
+        embedded = torch.nn.functional.layer_norm(
+            embedded,
+            (d.d_model,),
+            weights["embed_ln.w"],
+            weights["embed_ln.b"],
+            config.layer_norm_epsilon,
+        )
+    same(embedded, found["embed"])
+    if fam.pos_embed:
+        table = weights["pos_embed.W_pos"][fam.pos_offset :]
+        assert table.shape[0] == d.n_ctx
+        same(table[: tokens.shape[1]][None], found["pos_embed"])
+    logits = found["ln_final"] @ weights["unembed.W_U"] + weights.get("unembed.b_U", 0)
+    logits = logits * (getattr(config, "logit_scale", None) or 1)
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = cap * torch.tanh(logits / cap)
+    same(logits, found.logits)
+
+
+# --- The twins show mistakes --------------------------------------------------------------------
+
+
+@every_twin
+def test_no_parameter_is_neutral(twin: str, twin_cache: Path) -> None:
+    model = huggingface(twin, twin_cache)
+    for name, parameter in model.parameters().items():
+        scale = parameter.ndim == 1 and name.endswith(".weight")
+        neutral = 1.0 if scale and not model.family.norm_offset else 0.0
+        away = (parameter - neutral).abs()
+        assert float(away.median()) > 0.05, name
+        assert bool((away > 0).all()), name
+        assert parameter.unique().numel() > 0.9 * parameter.numel(), name
+
+
+@every_twin
+def test_every_layer_s_attention_and_mlp_move_the_logits(twin: str, twin_cache: Path) -> None:
+    model = huggingface(twin, twin_cache)
+    fam, truth = model.family, ran(twin, twin_cache).logits
+    down = f"{fam.experts}.down_proj" if fam.moe else f"{fam.down}.weight"
+    for layer in range(model.dims.n_layers):
+        for path in (f"{fam.o}.weight", down):
+            parameter = model.model.get_parameter(fam.at(path, layer))
+            kept = parameter.detach().clone()
+            with torch.no_grad():
+                parameter.zero_()
+                moved = run(model, ran(twin, twin_cache).prompt).logits
+                parameter.copy_(kept)
+            change = float((moved - truth).abs().max() / truth.abs().max())
+            assert change > 0.01, (layer, path)
+
+
+@every_twin
+def test_attention_is_not_uniform(twin: str, twin_cache: Path) -> None:
+    _, d = described(twin, twin_cache)
+    found = ran(twin, twin_cache)
+    for layer in range(d.n_layers):
+        pattern = found[f"blocks.{layer}.attn.pattern"]
+        visible = (pattern > 0).sum(-1)
+        assert int(visible[..., -1].max()) > WINDOW / 2
+        peaked = pattern.amax(-1)[..., 4:] * visible[..., 4:]  # 1 if uniform
+        assert float(peaked.mean()) > 2, layer
+
+
+@every_twin
+def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
+    """Attention reaches exactly as far as ``dims`` promises, on a prompt past the window."""
+    _, d = described(twin, twin_cache)
+    found = ran(twin, twin_cache, "long")
+    length = found.prompt.tokens.shape[1]
+    distance = torch.arange(length)[:, None] - torch.arange(length)[None]
+    for layer, window in enumerate(d.windows):
+        seen = (found[f"blocks.{layer}.attn.pattern"] != 0).any(0).any(0)
+        reach = length if window is None else window
+        allowed = (distance >= 0) & (distance < reach)
+        assert not bool((seen & ~allowed).any()), layer
+        near = (distance >= 0) & (distance < min(reach, 8))
+        assert bool(seen[near].all()), layer
+        if window is not None and window < length:
+            edge = distance == window - 1
+            assert bool(seen[edge].any()), layer
