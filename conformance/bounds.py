@@ -27,6 +27,11 @@ SAME_FUNCTION_FLOOR = 1e-12
 #: largest of some thousands of entries.
 SAME_FUNCTION_SPREADS = 10.0
 
+#: Ceiling of the same-function bound, relative: ten times below the smallest seeded fault (1e-8,
+#: as above). A reference whose own spread is larger (a router at a tie) must not make its bound
+#: admit everything.
+SAME_FUNCTION_CEILING = 1e-9
+
 #: Same precision: the subject's error over the reference's own (design, Verdicts). Two warns.
 SAME_PRECISION_WARN = 2.0
 SAME_PRECISION_FAIL = 4.0
@@ -58,6 +63,11 @@ def same_function(spread: float) -> tuple[float, str]:
     scaled = SAME_FUNCTION_SPREADS * spread
     if not math.isfinite(scaled) or scaled <= SAME_FUNCTION_FLOOR:
         return SAME_FUNCTION_FLOOR, f"floor {SAME_FUNCTION_FLOOR:.0e} of promoted float64"
+    if scaled > SAME_FUNCTION_CEILING:
+        return (
+            SAME_FUNCTION_CEILING,
+            f"ceiling {SAME_FUNCTION_CEILING:.0e}, for the reference's own spread is {spread:.1e}",
+        )
     return scaled, f"{SAME_FUNCTION_SPREADS:g} x the reference's own float64 spread {spread:.1e}"
 
 

@@ -133,10 +133,10 @@ def _text(name: str, tokenizer: Any, dims: Dims) -> Prompt:
 def _padded(name: str, dims: Dims) -> Prompt:
     import torch
 
-    width = max(_PADDED_LENGTHS)
+    width = min(max(_PADDED_LENGTHS), dims.n_ctx)
     tokens = _random(name, (len(_PADDED_LENGTHS), width), dims)
     mask = torch.zeros_like(tokens)
-    for row, length in enumerate(_PADDED_LENGTHS):
+    for row, length in enumerate(min(n, width) for n in _PADDED_LENGTHS):
         where = slice(0, length) if name.endswith("right") else slice(width - length, width)
         mask[row, where] = 1
     return Prompt(name, torch.where(mask.bool(), tokens, torch.zeros_like(tokens)), mask)

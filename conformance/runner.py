@@ -77,6 +77,7 @@ class Runner:
         for case in cases:
             self._checks.setdefault((case.model, case.subject), []).append(case.check)
         self._references: dict[str, _Ending | None] = {}
+        self._reference_costs: dict[str, dict[str, Any]] = {}
         self._verdicts: dict[tuple[str, str], dict[str, Verdict]] = {}
 
     def verdict(self, case: Case) -> Verdict:
@@ -104,6 +105,10 @@ class Runner:
         if isinstance(outcome, _Ending):
             return outcome
         if outcome.status == "ok":
+            self._reference_costs[model.id] = {
+                "reference_s": round(outcome.duration_s, 3),
+                "reference_peak_bytes": outcome.peak_bytes,
+            }
             return None
         what = "the checkpoint" if outcome.kind == "checkpoint" else "the reference"
         if outcome.is_a(NotApplicable):
@@ -132,11 +137,17 @@ class Runner:
         verdicts, problems = _received(outcome.records, model, subject, checks)
         if problems and outcome.status == "ok":
             ending = replace(ending, reason="\n".join([ending.reason, *problems]))
+        cost = {
+            **self._reference_costs[model.id],
+            "subject_s": round(outcome.duration_s, 3),
+            "subject_peak_bytes": outcome.peak_bytes,
+        }
         for check in checks:
             if check in verdicts:
                 verdict = verdicts[check]
                 peak = verdict.peak_bytes or outcome.peak_bytes
-                verdicts[check] = replace(verdict, peak_bytes=peak)
+                metrics = {**verdict.metrics, "cost": cost}
+                verdicts[check] = replace(verdict, peak_bytes=peak, metrics=metrics)
             else:
                 verdicts[check] = _without(ending, model, subject, check)
         return verdicts

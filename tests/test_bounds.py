@@ -35,7 +35,8 @@ def test_same_function(spread: float, other: float) -> None:
     allowed, source = bounds.same_function(spread)
     assert math.isfinite(allowed)
     assert allowed >= bounds.SAME_FUNCTION_FLOOR
-    assert allowed >= spread
+    assert allowed >= min(spread, bounds.SAME_FUNCTION_CEILING)
+    assert allowed <= bounds.SAME_FUNCTION_CEILING
     assert (bounds.same_function(other)[0] >= allowed) or other < spread
     assert source
 

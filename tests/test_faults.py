@@ -58,16 +58,20 @@ def test_the_catalogue_is_well_kept() -> None:
         SOURCES,
         attention,
         behaviour,
-        blocks,
         equivalents,
+        mlps,
+        norms,
         rotary,
         weights,
+        wiring,
     )
 
     entries = [
         *rotary.FAULTS,
         *attention.FAULTS,
-        *blocks.FAULTS,
+        *norms.FAULTS,
+        *mlps.FAULTS,
+        *wiring.FAULTS,
         *weights.FAULTS,
         *behaviour.FAULTS,
         *rotary.EQUIVALENTS,

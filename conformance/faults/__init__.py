@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from conformance.faults import attention, behaviour, blocks, equivalents, rotary, weights
+from conformance.faults import (
+    attention,
+    behaviour,
+    equivalents,
+    mlps,
+    norms,
+    rotary,
+    weights,
+    wiring,
+)
 from conformance.faults.base import SOURCES, Fault
 
 if TYPE_CHECKING:
@@ -16,7 +25,9 @@ CATALOGUE: Mapping[str, Fault] = {
     for fault in (
         *rotary.FAULTS,
         *attention.FAULTS,
-        *blocks.FAULTS,
+        *norms.FAULTS,
+        *mlps.FAULTS,
+        *wiring.FAULTS,
         *weights.FAULTS,
         *behaviour.FAULTS,
         *rotary.EQUIVALENTS,

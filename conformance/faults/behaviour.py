@@ -9,7 +9,6 @@ import torch
 
 from conformance.faults.attention import alibi
 from conformance.faults.base import Fault, at, exactly
-from conformance.faults.blocks import final, norm
 from conformance.faults.inject import (
     AttentionMode,
     attention_calls,
@@ -19,8 +18,10 @@ from conformance.faults.inject import (
     point,
     watched_input,
 )
+from conformance.faults.norms import norm
 from conformance.faults.rotary import rotary
 from conformance.faults.tables import rotary_changed
+from conformance.faults.wiring import final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

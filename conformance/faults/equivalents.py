@@ -9,14 +9,6 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from conformance.faults.base import Fault
-from conformance.faults.blocks import (
-    norm,
-    norm_effective,
-    norm_eps,
-    norm_weight,
-    replaced_by,
-    rms,
-)
 from conformance.faults.inject import (
     AttentionMode,
     attention,
@@ -26,7 +18,15 @@ from conformance.faults.inject import (
     edited,
     original,
     overwritten,
+    replaced_by,
     watched_input,
+)
+from conformance.faults.norms import (
+    norm,
+    norm_effective,
+    norm_eps,
+    norm_weight,
+    rms,
 )
 from conformance.faults.weights import weight
 from conformance.prompts import Prompt

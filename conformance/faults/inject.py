@@ -200,6 +200,12 @@ def overwritten(tensor: torch.Tensor, change: Change) -> Iterator[None]:
             tensor.copy_(before)
 
 
+def replaced_by(value: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A change to what ``value`` is now."""
+    kept = value.detach().clone()
+    return lambda _: kept
+
+
 @contextlib.contextmanager
 def during(subject: LensModel, enter: Callable[[], Any]) -> Iterator[None]:
     """Enter a context around every forward pass of the subject."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from conformance.faults.base import Fault, exactly
-from conformance.faults.blocks import norm, rms
 from conformance.faults.inject import attention, original, overwritten
+from conformance.faults.norms import norm, rms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

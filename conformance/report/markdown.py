@@ -50,7 +50,7 @@ def page(records: Records) -> str:
         lines += ["## Expected failures", "", *_expected(expected), ""]
     lines += ["## How close", "", _CLOSE, "", *_margins(verdicts), ""]
     lines += ["## Logits", "", _LOGITS, "", *_logits(verdicts), ""]
-    lines += ["## Cost", "", *_cost(verdicts), ""]
+    lines += ["## Cost", "", _COST, "", *_cost(verdicts), ""]
     return "\n".join(lines)
 
 
@@ -62,6 +62,10 @@ _CLOSE = (
 _LOGITS = (
     "Subject against reference, both in the dtype that users run; the largest or worst over all "
     "prompts. These figures are reported; the verdicts decide."
+)
+_COST = (
+    "Wall time and peak resident memory of the process that ran the reference (next to nothing if "
+    "its trace was there already) and of the one that ran the subject."
 )
 
 
@@ -134,7 +138,7 @@ def _logits(verdicts: Sequence[Verdict]) -> list[str]:
     rows = []
     for v in verdicts:
         prompts: dict[str, Any] = v.metrics.get("logits", {}) if v.check == "logits" else {}
-        if not prompts:
+        if not prompts or v.outcome == "not_applicable":
             continue
 
         def worst(key: str, prompts: dict[str, Any] = prompts, pick: Any = max) -> float:
@@ -158,9 +162,19 @@ def _logits(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _cost(verdicts: Sequence[Verdict]) -> list[str]:
+    """Wall time and peak resident memory of the two processes of each subject."""
     rows = []
     for (model, subject), row in _grouped(verdicts).items():
-        seconds = sum(v.duration_s for v in row.values())
-        peak = max((v.peak_bytes or 0 for v in row.values()), default=0)
-        rows.append([model, subject, f"{seconds:.1f}", f"{peak / 2**30:.2f}" if peak else ""])
-    return _table(["model", "subject", "seconds in checks", "peak GiB"], rows)
+        costs = [v.metrics["cost"] for v in row.values() if "cost" in v.metrics]
+        if not costs:
+            continue
+        cost = costs[0]
+        cells = [f"{cost['reference_s']:.1f}", _gib(cost["reference_peak_bytes"])]
+        cells += [f"{cost['subject_s']:.1f}", _gib(cost["subject_peak_bytes"])]
+        rows.append([model, subject, *cells])
+    header = ["model", "subject", "reference s", "reference GiB", "subject s", "subject GiB"]
+    return _table(header, rows)
+
+
+def _gib(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**30:.2f}"

@@ -1,0 +1,392 @@
+"""Faults of MLPs, routers and experts."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from conformance.faults.attention import bias
+from conformance.faults.base import Fault, at
+from conformance.faults.inject import (
+    attribute,
+    edited,
+    exposed,
+    original,
+    overwritten,
+    replaced_by,
+    returning,
+    watched,
+)
+
+if TYPE_CHECKING:
+    from conformance.implementations.subjects import LensModel
+
+_LAYER = 1
+_PRE = f"blocks.{_LAYER}"
+
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "gelu_quick": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": torch.relu,
+}
+
+
+def _activation(subject: LensModel) -> str | None:
+    """Which activation an MLP has, by the names its config gives."""
+    model = subject.model
+    config = getattr(getattr(model, "original_model", None), "config", None) or model.cfg
+    for name in ("hidden_activation", "hidden_act", "activation_function", "act_fn"):
+        found = getattr(config, name, None)
+        if isinstance(found, str):
+            if found in ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"):
+                return "gelu_tanh"
+            return found if found in _ACTIVATIONS else None
+    known = {"BloomForCausalLM": "gelu_tanh", "FalconForCausalLM": "gelu", "MptForCausalLM": "gelu"}
+    return known.get(subject.family.architecture)
+
+
+@contextlib.contextmanager
+def _mlp_recomputed(
+    subject: LensModel, compute: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+) -> Iterator[None]:
+    """Another function of the MLP's pre-activations."""
+    with contextlib.ExitStack() as stack:
+        pre = stack.enter_context(watched(subject, f"{_PRE}.mlp.pre"))
+        up = None
+        if subject.family.gated:
+            up = stack.enter_context(watched(subject, f"{_PRE}.mlp.pre_linear"))
+        stack.enter_context(
+            edited(
+                subject,
+                f"{_PRE}.mlp.post",
+                lambda t: compute(pre.get(), None if up is None else up.get()).reshape(t.shape),
+            )
+        )
+        yield
+
+
+def _activated(name: str) -> Callable[[LensModel], Any]:
+    act = _ACTIVATIONS[name]
+    return lambda s: _mlp_recomputed(s, lambda pre, up: act(pre) if up is None else act(pre) * up)
+
+
+def _has_post(subject: LensModel) -> bool:
+    return exposed(subject, f"{_PRE}.mlp.post") and exposed(subject, f"{_PRE}.mlp.pre")
+
+
+def _act_in(*names: str) -> Callable[[LensModel], bool]:
+    return lambda s: _has_post(s) and _activation(s) in names
+
+
+def _gate_up_swapped(subject: LensModel) -> Any:
+    act = _ACTIVATIONS[_activation(subject) or "silu"]
+
+    def compute(pre: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
+        assert up is not None
+        return act(up) * pre
+
+    return _mlp_recomputed(subject, compute)
+
+
+def _mlp_out(subject: LensModel) -> str:
+    return "mlp.out" if subject.family.ln2_post else "mlp_out"
+
+
+def _minus(name: str, site: Callable[[LensModel], str]) -> Callable[[LensModel], Any]:
+    def apply(subject: LensModel) -> Any:
+        value = bias(subject, name)
+        assert value is not None
+        return edited(subject, f"{_PRE}.{site(subject)}", lambda t: t - value)
+
+    return apply
+
+
+def _edit(site: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[LensModel], Any]:
+    return lambda s: edited(s, f"{_PRE}.{site}", change)
+
+
+_DENSE: tuple[Fault, ...] = (
+    Fault(
+        "gelu_exact_for_tanh",
+        "mlp",
+        "exact gelu instead of the tanh approximation",
+        _activated("gelu"),
+        at("mlp.post"),
+        _act_in("gelu_tanh"),
+    ),
+    Fault(
+        "gelu_tanh_for_exact",
+        "mlp",
+        "the tanh approximation instead of exact gelu",
+        _activated("gelu_tanh"),
+        at("mlp.post"),
+        _act_in("gelu"),
+    ),
+    Fault(
+        "gelu_quick",
+        "mlp",
+        "x sigmoid(1.702 x) instead of gelu",
+        _activated("gelu_quick"),
+        at("mlp.post"),
+        _act_in("gelu", "gelu_tanh"),
+    ),
+    Fault(
+        "silu_for_gelu",
+        "mlp",
+        "silu instead of the activation",
+        _activated("silu"),
+        at("mlp.post"),
+        _act_in("gelu", "gelu_tanh", "relu"),
+    ),
+    Fault(
+        "gelu_for_silu",
+        "mlp",
+        "gelu instead of silu",
+        _activated("gelu"),
+        at("mlp.post"),
+        _act_in("silu", "relu"),
+    ),
+    Fault(
+        "gate_up_swapped",
+        "mlp",
+        "gate and up projections swapped",
+        _gate_up_swapped,
+        at("mlp.post"),
+        lambda s: s.family.gated and _has_post(s) and _activation(s) is not None,
+    ),
+    Fault(
+        "bias_in_skipped",
+        "mlp",
+        "the MLP's first bias is left out",
+        _minus("mlp.b_in", lambda s: "mlp.pre_linear" if s.family.gated else "mlp.pre"),
+        lambda s: at("mlp.pre_linear" if s.family.gated else "mlp.pre")(s),
+        lambda s: _has_post(s) and bias(s, "mlp.b_in") is not None,
+    ),
+    Fault(
+        "bias_out_skipped",
+        "mlp",
+        "the MLP's last bias is left out",
+        _minus("mlp.b_out", _mlp_out),
+        lambda s: at(_mlp_out(s))(s),
+        lambda s: bias(s, "mlp.b_out") is not None,
+    ),
+    Fault(
+        "mlp_clamped",
+        "mlp",
+        "activations clamped where they should not be",
+        _edit("mlp.post", lambda t: t.clamp(max=1.0)),
+        at("mlp.post"),
+        _has_post,
+    ),
+)
+
+
+# --- routers ----------------------------------------------------------------------------------
+
+
+def _router(subject: LensModel) -> Any | None:
+    """The HuggingFace-style router: returns logits, weights and indices of the chosen experts."""
+    fam = subject.family
+    if fam.router is None or _own_moe(subject) is not None:
+        return None
+    return _inner(subject, fam.router)
+
+
+def _own_moe(subject: LensModel) -> Any | None:
+    """HookedTransformer's own mixture of experts."""
+    module = subject.model.blocks[_LAYER].mlp
+    return module if hasattr(module, "experts_per_token") else None
+
+
+def _inner(subject: LensModel, path: str) -> Any | None:
+    module = original(subject.model.blocks[_LAYER].mlp)
+    found = getattr(module, path.rpartition(".")[2], None)
+    return original(found) if found is not None else None
+
+
+def _top_k(subject: LensModel) -> int:
+    own = _own_moe(subject)
+    if own is not None:
+        return int(own.experts_per_token)
+    router = _router(subject)
+    assert router is not None
+    return int(router.top_k)
+
+
+Routing = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+
+
+@contextlib.contextmanager
+def _routed(subject: LensModel, rule: Routing) -> Iterator[None]:
+    """Another choice and weighting of experts, from the router's logits [token, expert]."""
+    k = _top_k(subject)
+
+    def change(output: Any) -> Any:
+        logits = output[0]
+        weights, indices = rule(logits, k)
+        return (logits, weights.to(output[1].dtype), indices, *output[3:])
+
+    router = _router(subject)
+    assert router is not None
+    with returning(router, change):
+        yield
+
+
+def _no_renormalisation(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.topk(logits.softmax(-1), k, dim=-1)
+
+
+def _one_expert_less(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    weights, indices = torch.topk(logits, k - 1, dim=-1)
+    return weights.softmax(-1), indices
+
+
+def _one_expert_more(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    weights, indices = torch.topk(logits, k + 1, dim=-1)
+    return weights.softmax(-1), indices
+
+
+def _weights_swapped(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    weights, indices = torch.topk(logits, k, dim=-1)
+    return weights.softmax(-1).flip(-1), indices
+
+
+def _uniform(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    weights, indices = torch.topk(logits, k, dim=-1)
+    return torch.full_like(weights, 1 / k), indices
+
+
+def _chosen(by: int, rule: Routing) -> Callable[[LensModel], Any]:
+    """``by`` experts more than the model has a token."""
+
+    def apply(subject: LensModel) -> Any:
+        own = _own_moe(subject)
+        if own is not None:
+            return attribute(own, "experts_per_token", own.experts_per_token + by)
+        return _routed(subject, rule)
+
+    return apply
+
+
+def _unnormalised(subject: LensModel) -> Any:
+    own = _own_moe(subject)
+    if own is None:
+        return _routed(subject, _no_renormalisation)
+    cfg = copy.copy(own.cfg)
+    cfg.norm_topk_prob = False
+    return attribute(own, "cfg", cfg)
+
+
+def _has_router(subject: LensModel) -> bool:
+    return _router(subject) is not None
+
+
+def _has_choice(subject: LensModel) -> bool:
+    return _has_router(subject) or _own_moe(subject) is not None
+
+
+def _renormalises(subject: LensModel) -> bool:
+    own = _own_moe(subject)
+    return _has_router(subject) or bool(getattr(getattr(own, "cfg", None), "norm_topk_prob", False))
+
+
+@contextlib.contextmanager
+def _experts_swapped(subject: LensModel) -> Iterator[None]:
+    """Experts 0 and 1 change places."""
+    with contextlib.ExitStack() as stack:
+        module = subject.model.blocks[_LAYER].mlp
+        experts = getattr(original(module), "experts", None)
+        if isinstance(experts, torch.nn.ModuleList):
+            for a, b in zip(experts[0].parameters(), experts[1].parameters(), strict=True):
+                first, second = replaced_by(a), replaced_by(b)
+                stack.enter_context(overwritten(a, second))
+                stack.enter_context(overwritten(b, first))
+        else:
+            inner = original(experts)
+            for parameter in inner.parameters():
+                order = [1, 0, *range(2, parameter.shape[0])]
+                stack.enter_context(overwritten(parameter, replaced_by(parameter[order])))
+        yield
+
+
+def _limit(subject: LensModel) -> Any | None:
+    found = _inner(subject, "experts") if subject.family.moe else None
+    return found if found is not None and hasattr(found, "limit") else None
+
+
+_ROUTERS: tuple[Fault, ...] = (
+    Fault(
+        "router_not_renormalised",
+        "router",
+        "softmax over all experts, not renormalised",
+        _unnormalised,
+        at("mlp_out"),
+        _renormalises,
+    ),
+    Fault(
+        "router_one_less",
+        "router",
+        "one expert too few",
+        _chosen(-1, _one_expert_less),
+        at("mlp_out"),
+        lambda s: _has_choice(s) and _top_k(s) > 1,
+    ),
+    Fault(
+        "router_one_more",
+        "router",
+        "one expert too many",
+        _chosen(1, _one_expert_more),
+        at("mlp_out"),
+        lambda s: _has_choice(s) and _top_k(s) < s.dims.n_experts,
+    ),
+    Fault(
+        "router_weights_swapped",
+        "router",
+        "weights of the chosen experts in another order",
+        lambda s: _routed(s, _weights_swapped),
+        at("mlp_out"),
+        lambda s: _has_router(s) and _top_k(s) > 1,
+    ),
+    Fault(
+        "router_uniform",
+        "router",
+        "chosen experts weighted alike",
+        lambda s: _routed(s, _uniform),
+        at("mlp_out"),
+        lambda s: _has_router(s) and _top_k(s) > 1,
+    ),
+    Fault(
+        "experts_swapped",
+        "router",
+        "two experts swapped",
+        _experts_swapped,
+        at("mlp_out"),
+        lambda s: s.family.moe,
+    ),
+    Fault(
+        "swiglu_limit_missing",
+        "mlp",
+        "the clamp of the experts' activation is left out",
+        lambda s: attribute(_limit(s), "limit", math.inf),
+        at("mlp_out"),
+        lambda s: _limit(s) is not None,
+    ),
+    Fault(
+        "swiglu_alpha",
+        "mlp",
+        "the experts' sigmoid is not scaled by 1.702",
+        lambda s: attribute(_limit(s), "alpha", 1.0),
+        at("mlp_out"),
+        lambda s: _limit(s) is not None,
+    ),
+)
+
+
+FAULTS: tuple[Fault, ...] = (*_DENSE, *_ROUTERS)

@@ -1,0 +1,218 @@
+"""Faults of norms."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from conformance.faults.base import Fault, exactly
+from conformance.faults.inject import (
+    edited,
+    exposed,
+    original,
+    overwritten,
+    replaced_by,
+    watched_input,
+)
+
+if TYPE_CHECKING:
+    from conformance.implementations.subjects import LensModel
+
+_LAYER = 1
+_PRE = f"blocks.{_LAYER}"
+
+#: Component -> the site that it produces.
+_NORM_SITES = {"ln1": "ln1", "ln2": "ln2", "ln1_post": "attn_out", "ln2_post": "mlp_out"}
+
+
+def norm(subject: LensModel, component: str) -> Any | None:
+    """A norm's module by its component name, or None."""
+    return subject.components().get(component)
+
+
+def _site(component: str) -> str:
+    if component == "ln_final":
+        return component
+    prefix, _, name = component.rpartition(".")
+    return f"{prefix}.{_NORM_SITES[name]}"
+
+
+def rms(module: Any) -> bool:
+    """Whether a norm does not centre."""
+    uses = getattr(module, "uses_rms_norm", None)
+    if uses is not None:
+        return bool(uses)
+    return "RMS" in type(module).__name__
+
+
+def norm_eps(module: Any) -> float:
+    inner = original(module)
+    for name in ("variance_epsilon", "eps"):
+        value = getattr(inner, name, None)
+        if isinstance(value, float):
+            return value
+    return float(module.config.eps)
+
+
+def norm_weight(module: Any) -> torch.Tensor | None:
+    inner = original(module)
+    for name in ("w", "weight"):
+        value = getattr(inner, name, None)
+        if isinstance(value, torch.Tensor):
+            return value.detach()
+    return None
+
+
+def _bias(module: Any) -> torch.Tensor | None:
+    inner = original(module)
+    for name in ("b", "bias"):
+        value = getattr(inner, name, None)
+        if isinstance(value, torch.Tensor):
+            return value.detach()
+    return None
+
+
+def _normalised(x: torch.Tensor, eps: float, centred: bool) -> torch.Tensor:
+    if centred:
+        x = x - x.mean(-1, keepdim=True)
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+NormChange = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
+
+
+def norm_changed(component: str, change: NormChange) -> Callable[[LensModel], Any]:
+    """Change a norm's output, given it, the norm's input and its module."""
+
+    @contextlib.contextmanager
+    def apply(subject: LensModel) -> Iterator[None]:
+        module = norm(subject, component)
+        assert module is not None
+        with (
+            watched_input(module) as box,
+            edited(
+                subject,
+                _site(component),
+                lambda y: change(y, box.get().reshape(y.shape), module),
+            ),
+        ):
+            yield
+
+    return apply
+
+
+def has_norm(component: str) -> Callable[[LensModel], bool]:
+    return lambda s: norm(s, component) is not None and exposed(s, _site(component))
+
+
+def _other_eps(factor: float) -> NormChange:
+    def change(y: torch.Tensor, x: torch.Tensor, module: Any) -> torch.Tensor:
+        eps, b = norm_eps(module), _bias(module)
+        centred = x if rms(module) else x - x.mean(-1, keepdim=True)
+        v = centred.pow(2).mean(-1, keepdim=True)
+        ratio = ((v + eps) / (v + eps * factor)).sqrt()
+        return y * ratio if b is None else (y - b) * ratio + b
+
+    return change
+
+
+def _no_offset(y: torch.Tensor, x: torch.Tensor, module: Any) -> torch.Tensor:
+    return y - _normalised(x, norm_eps(module), centred=False)
+
+
+def _other_centring(y: torch.Tensor, x: torch.Tensor, module: Any) -> torch.Tensor:
+    eps, w, centred = norm_eps(module), norm_weight(module), not rms(module)
+    delta = _normalised(x, eps, not centred) - _normalised(x, eps, centred)
+    return y + (delta if w is None else delta * norm_effective(module, w))
+
+
+def norm_effective(module: Any, w: torch.Tensor) -> torch.Tensor:
+    return 1 + w if getattr(module, "uses_weight_offset", False) else w
+
+
+def _no_bias(y: torch.Tensor, _: torch.Tensor, module: Any) -> torch.Tensor:
+    b = _bias(module)
+    return y if b is None else y - b
+
+
+def _skip(_: torch.Tensor, x: torch.Tensor, __: Any) -> torch.Tensor:
+    return x
+
+
+def _norm_fault(
+    name: str,
+    what: str,
+    component: str,
+    change: NormChange,
+    extra: Callable[[LensModel, Any], bool] = lambda *_: True,
+) -> Fault:
+    def applies(subject: LensModel) -> bool:
+        return has_norm(component)(subject) and extra(subject, norm(subject, component))
+
+    return Fault(
+        name, "norm", what, norm_changed(component, change), exactly(_site(component)), applies
+    )
+
+
+@contextlib.contextmanager
+def _shared_norm(subject: LensModel) -> Iterator[None]:
+    """The second norm of a block uses the first one's weights."""
+    first, second = norm(subject, f"{_PRE}.ln1"), norm(subject, f"{_PRE}.ln2")
+    with contextlib.ExitStack() as stack:
+        for get in (norm_weight, _bias):
+            source, target = get(first), get(second)
+            if source is not None and target is not None:
+                stack.enter_context(overwritten(target, replaced_by(source)))
+        yield
+
+
+FAULTS: tuple[Fault, ...] = (
+    _norm_fault("norm_eps_tenfold", "eps ten times too large", f"{_PRE}.ln1", _other_eps(10.0)),
+    _norm_fault("norm_eps_tenth", "eps ten times too small", f"{_PRE}.ln2", _other_eps(0.1)),
+    _norm_fault(
+        "final_norm_eps", "the final norm's eps ten times too large", "ln_final", _other_eps(10.0)
+    ),
+    _norm_fault(
+        "norm_offset_missing",
+        "the norm multiplies by w instead of 1 + w",
+        f"{_PRE}.ln1",
+        _no_offset,
+        lambda s, _: s.family.norm_offset,
+    ),
+    _norm_fault(
+        "norm_centring", "RMS instead of LayerNorm, or back", f"{_PRE}.ln1", _other_centring
+    ),
+    _norm_fault(
+        "norm_bias_skipped",
+        "the norm's bias is left out",
+        f"{_PRE}.ln1",
+        _no_bias,
+        lambda _, m: _bias(m) is not None,
+    ),
+    _norm_fault(
+        "norm_skipped", "attention reads the stream without its norm", f"{_PRE}.ln1", _skip
+    ),
+    _norm_fault(
+        "post_norm_skipped", "the norm after attention is left out", f"{_PRE}.ln1_post", _skip
+    ),
+    _norm_fault(
+        "mlp_post_norm_skipped", "the norm after the MLP is left out", f"{_PRE}.ln2_post", _skip
+    ),
+    _norm_fault("final_norm_skipped", "the final norm is left out", "ln_final", _skip),
+    Fault(
+        "norm_shared",
+        "norm",
+        "the MLP's norm has the attention norm's weights",
+        _shared_norm,
+        exactly(f"{_PRE}.ln2"),
+        lambda s: (
+            not s.family.mlp_reads_ln1
+            and has_norm(f"{_PRE}.ln1")(s)
+            and has_norm(f"{_PRE}.ln2")(s)
+            and norm_weight(norm(s, f"{_PRE}.ln2")) is not None
+        ),
+    ),
+)
