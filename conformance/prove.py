@@ -119,7 +119,10 @@ def prove(
         if fault.needs is not None or not fault.applies(bench.exact):
             continue
         progress(f"{model.id} {subject}: {fault.name}")
-        yield bench.prove(fault, gates=gates)
+        try:
+            yield bench.prove(fault, gates=gates)
+        except Exception as error:
+            yield bench.broken(fault, error)
 
 
 @dataclass
@@ -229,6 +232,18 @@ class Bench:
                     if gates:
                         logits = self._logits(self.used)
         return self._conclude(fault, found, logits, time.perf_counter() - since)
+
+    def broken(self, fault: Fault, error: Exception) -> Proof:
+        """A fault that could not be put in: the catalogue's mistake, and not a proof."""
+        return Proof(
+            kind=fault.kind,
+            fault=fault.name,
+            klass=fault.klass,
+            model=self.job.model.id,
+            subject=str(self.job.subject),
+            caught=fault.kind == "equivalent",
+            note=f"could not be put in: {type(error).__name__}: {error}",
+        )
 
     def _conclude(
         self,

@@ -259,7 +259,8 @@ def summary(proofs: Sequence[Proof]) -> list[str]:
     for p in proofs:
         if not good(p):
             what = "flagged" if p.kind == "equivalent" else "NOT caught"
-            lines.append(f"{what}: {p.fault} on {p.model} {p.subject} (factor {_number(p.factor)})")
+            why = p.note or f"factor {_number(p.factor)}"
+            lines.append(f"{what}: {p.fault} on {p.model} {p.subject} ({why})")
         elif p.kind in ("fault", "precision") and not p.site_named:
             lines.append(
                 f"misnamed: {p.fault} on {p.model} {p.subject}: {p.named}, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
-from conformance.checks.base import Check, Context, Pass, PassMode, judge, judge_against
+from conformance.checks.base import Check, Context, Pass, PassMode, judge_against
 from conformance.metrics import logit_metrics
 
 if TYPE_CHECKING:
@@ -29,17 +29,20 @@ class Logits(Check):
     def finish(
         self, context: Context, run: Pass, logits: torch.Tensor, loss: torch.Tensor | None
     ) -> Iterable[Comparison]:
-        reference = context.reference
+        reference, prompt = context.reference, run.prompt
+        truth = reference.truth(prompt.name, "logits")
         if run.mode == "processed":
-            truth = _centred(reference.truth(run.prompt.name, "logits"))
-            yield judge_against(context, run, "logits", truth, _centred(logits))
-            return
-        comparison = judge(context, run, "logits", logits)
+            truth, logits = _centred(truth), _centred(logits)
+        comparison = judge_against(context, run, "logits", truth, logits)
         yield comparison
-        if comparison.judgement != "structure" and not run.exact:
-            stored = reference.logits(run.prompt.name, run.dtype)
-            metrics = logit_metrics(stored, logits, run.prompt.valid)
-            self.metrics.setdefault("logits", {})[run.prompt.name] = dataclasses.asdict(metrics)
+        if comparison.judgement == "structure" or run.exact:
+            return
+        stored = reference.logits(prompt.name, run.dtype)
+        if run.mode == "processed":
+            stored = _centred(stored)
+        found = logit_metrics(stored, logits, prompt.valid)
+        key = "logits" if run.mode == "plain" else "logits_processed"
+        self.metrics.setdefault(key, {})[prompt.name] = dataclasses.asdict(found)
 
 
 def _centred(logits: torch.Tensor) -> torch.Tensor:

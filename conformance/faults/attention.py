@@ -18,6 +18,7 @@ from conformance.faults.inject import (
     attribute,
     delegates,
     edited,
+    editing,
     original,
     scores_changed,
     watched_input,
@@ -299,10 +300,6 @@ def _attn_out(subject: LensModel) -> str:
     return "attn.out" if subject.family.ln1_post else "attn_out"
 
 
-def _edit(site: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[LensModel], Any]:
-    return lambda s: edited(s, f"blocks.{_LAYER}.{site}", change)
-
-
 def _flows(subject: LensModel) -> bool:
     """Whether a pattern changed at its hook reaches the output."""
     return not delegates(subject)
@@ -354,7 +351,7 @@ FAULTS: tuple[Fault, ...] = (
         "heads_swapped",
         "grouped heads",
         "the outputs of two heads swapped",
-        _edit("attn.z", _heads_swapped),
+        editing(f"blocks.{_LAYER}.attn.z", _heads_swapped),
         at("attn.z"),
     ),
     Fault(
@@ -504,7 +501,7 @@ FAULTS: tuple[Fault, ...] = (
         "values_of_next_head",
         "grouped heads",
         "each head reads its neighbour's values",
-        _edit("attn.v", lambda t: t.roll(1, dims=2)),
+        editing(f"blocks.{_LAYER}.attn.v", lambda t: t.roll(1, dims=2)),
         at("attn.v"),
         lambda s: s.dims.n_kv_heads > 1,
     ),
@@ -512,7 +509,7 @@ FAULTS: tuple[Fault, ...] = (
         "pattern_unnormalised",
         "attention variant",
         "rows of the pattern sum to 0.999",
-        _edit("attn.pattern", lambda t: t * 0.999),
+        editing(f"blocks.{_LAYER}.attn.pattern", lambda t: t * 0.999),
         at("attn.pattern"),
         _flows,
     ),
@@ -520,7 +517,7 @@ FAULTS: tuple[Fault, ...] = (
         "dropout_on",
         "behaviour",
         "dropout of the pattern left on",
-        _edit("attn.pattern", _dropout),
+        editing(f"blocks.{_LAYER}.attn.pattern", _dropout),
         at("attn.pattern"),
         _flows,
     ),

@@ -18,6 +18,8 @@ from conformance.errors import ImplementationError
 from conformance.implementations.base import first_tensor, tensor_input
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from conformance.implementations.subjects import LensModel
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -99,6 +101,11 @@ def edited(subject: LensModel, site: str, change: Change) -> Iterator[None]:
 
     with contextlib.closing(_Handle(point(subject, site).register_forward_hook(hook))):
         yield
+
+
+def editing(site: str, change: Change) -> Callable[[LensModel], AbstractContextManager[None]]:
+    """:func:`edited`, for any subject."""
+    return lambda subject: edited(subject, site, change)
 
 
 class _Handle:

@@ -15,6 +15,7 @@ from conformance.faults.base import Fault, at
 from conformance.faults.inject import (
     attribute,
     edited,
+    editing,
     exposed,
     original,
     overwritten,
@@ -108,10 +109,6 @@ def _minus(name: str, site: Callable[[LensModel], str]) -> Callable[[LensModel],
     return apply
 
 
-def _edit(site: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[LensModel], Any]:
-    return lambda s: edited(s, f"{_PRE}.{site}", change)
-
-
 _DENSE: tuple[Fault, ...] = (
     Fault(
         "gelu_exact_for_tanh",
@@ -181,7 +178,7 @@ _DENSE: tuple[Fault, ...] = (
         "mlp_clamped",
         "mlp",
         "activations clamped where they should not be",
-        _edit("mlp.post", lambda t: t.clamp(max=1.0)),
+        editing(f"blocks.{_LAYER}.mlp.post", lambda t: t.clamp(max=1.0)),
         at("mlp.post"),
         _has_post,
     ),

@@ -137,28 +137,27 @@ def _margins(verdicts: Sequence[Verdict]) -> list[str]:
 def _logits(verdicts: Sequence[Verdict]) -> list[str]:
     rows = []
     for v in verdicts:
-        prompts: dict[str, Any] = v.metrics.get("logits", {}) if v.check == "logits" else {}
-        if not prompts or v.outcome == "not_applicable":
+        if v.check != "logits" or v.outcome == "not_applicable":
             continue
-
-        def worst(key: str, prompts: dict[str, Any] = prompts, pick: Any = max) -> float:
-            return float(pick(float(m[key]) for m in prompts.values()))
-
-        rows.append(
-            [
-                v.model,
-                v.subject,
-                f"{worst('mse'):.1e}",
-                f"{worst('max_abs'):.1e}",
-                f"{1 - worst('cosine_min', pick=min):.1e}",
-                f"{worst('kl_rs_max'):.1e}",
-                f"{worst('kl_sr_max'):.1e}",
-                f"{worst('top1_decided_agree', pick=min):.0%}",
-                f"{worst('top5_overlap', pick=min):.1%}",
-            ]
-        )
-    header = ["model", "subject", "MSE", "max abs", "1 - cosine", "KL r,s", "KL s,r"]
+        for key, weights in (("logits", "as loaded"), ("logits_processed", "processed")):
+            if v.metrics.get(key):
+                cells = _logit_cells(list(v.metrics[key].values()))
+                rows.append([v.model, v.subject, weights, *cells])
+    header = ["model", "subject", "weights", "MSE", "max abs", "1 - cosine", "KL r,s", "KL s,r"]
     return _table([*header, "top-1 where decided", "top-5 overlap"], rows)
+
+
+def _logit_cells(prompts: Sequence[dict[str, Any]]) -> list[str]:
+    """The worst over prompts of each figure."""
+    largest = {k: max(float(m[k]) for m in prompts) for k in prompts[0] if k != "max_abs_index"}
+    least = {k: min(float(m[k]) for m in prompts) for k in largest}
+    return [
+        *(f"{largest[key]:.1e}" for key in ("mse", "max_abs")),
+        f"{1 - least['cosine_min']:.1e}",
+        *(f"{largest[key]:.1e}" for key in ("kl_rs_max", "kl_sr_max")),
+        f"{least['top1_decided_agree']:.0%}",
+        f"{least['top5_overlap']:.1%}",
+    ]
 
 
 def _cost(verdicts: Sequence[Verdict]) -> list[str]:
