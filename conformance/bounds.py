@@ -40,6 +40,12 @@ SAME_PRECISION_FAIL = 4.0
 #: happens to be exact where the reference is exact must not turn one rounding into a failure.
 SAME_PRECISION_FLOOR_ULP = 2.0
 
+#: How often the reference's weights are rounded anew to see what weight processing may cost. At
+#: an ill-conditioned position an error is one draw of a normal variable x0; the chance that
+#: |x0| > 4 max(|x1|, ..., |xK|) for K further draws is 16 % for K = 1, below 1 % from K = 4 on
+#: (numerically; K counts the unperturbed run too).
+REROUNDED_DRAWS = 3
+
 #: Relative size below which a truth tensor counts as zero. Smallest normal float32, so that a
 #: site that is exactly zero on the reference's side must be zero on the subject's.
 ZERO = float(2.0**-126)

@@ -239,8 +239,7 @@ def test_rerounding_puts_the_weights_back(twin_cache: Path, stored: Reference) -
     )
     before = {name: p.clone() for name, p in model.parameters().items()}
     prompts = stored.prompts[:1]
-    plain = {prompts[0].name: {"logits": 0.0}}
-    found = module._rerounded(model, prompts, stored.trace, plain)
+    found = module._rerounded(model, prompts, stored.trace)
     assert found[prompts[0].name]["logits"] > 0
     assert all(torch.equal(p, before[name]) for name, p in model.parameters().items())
 

@@ -21,7 +21,7 @@ from conformance.faults.inject import (
     returning,
     watched,
 )
-from conformance.faults.norms import has_norm, norm
+from conformance.faults.norms import has_norm, norm, norm_weight
 from conformance.implementations.base import replace_input
 
 if TYPE_CHECKING:
@@ -44,6 +44,13 @@ def _layers_swapped(subject: LensModel) -> Iterator[None]:
             stack.enter_context(overwritten(a, two))
             stack.enter_context(overwritten(b, one))
         yield
+
+
+def _first_weights(subject: LensModel) -> tuple[str, ...]:
+    """Where a layer first uses a weight of its own: OLMo's norms have none."""
+    first = norm(subject, f"{_PRE}.ln1")
+    bare = first is None or norm_weight(first) is None
+    return at("attn.q")(subject) if bare else at("ln1", "attn.q")(subject)
 
 
 def _can_swap(subject: LensModel) -> bool:
@@ -168,7 +175,7 @@ FAULTS: tuple[Fault, ...] = (
         "wiring",
         "two layers' weights swapped",
         _layers_swapped,
-        lambda s: at("ln1", "attn.q")(s),
+        _first_weights,
         lambda s: s.dims.n_layers > 2 and _can_swap(s),
     ),
     Fault(
