@@ -20,7 +20,7 @@ def eventually() -> Eventually:
     """Wait a little for something that another process does."""
 
     def wait(condition: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             if condition():
                 return True

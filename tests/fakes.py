@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -79,6 +80,11 @@ PYTEST = (
 SUITE_COMMAND = (*PYTEST, "--pyargs", "conformance.suite")
 
 
+def heed_interrupts() -> None:
+    """For ``preexec_fn``: what a shell starts in the background inherits a deaf ear for SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run_suite(folder: Path, *args: str, **changes: str) -> Finished:
     """Run the suite as a user does, in a folder that holds a models.toml."""
     return run(folder, *SUITE_COMMAND, *args, **changes)
@@ -93,7 +99,7 @@ def run(folder: Path, *command: str, **changes: str) -> Finished:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     return Finished(folder, done.returncode, done.stdout)

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from fakes import Finished, environment, models_toml, run
+from fakes import Finished, environment, heed_interrupts, models_toml, run
 from typer.testing import CliRunner
 
 from conformance.checks.names import CHECKS
@@ -118,11 +118,12 @@ def test_an_interrupted_run_says_so(tmp_path: Path, eventually: Eventually) -> N
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     try:
         assert eventually(lambda: noted.exists() and len(noted.read_text().split()) == 2)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()

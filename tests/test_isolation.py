@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -108,11 +107,9 @@ def test_verdicts_sent_before_a_crash_are_kept(children: Isolation) -> None:
 
 
 def test_a_hang_is_ended_and_located(children: Isolation) -> None:
-    began = time.monotonic()
-    outcome = children.run(subject("sub.hang"), timeout=0.3)
-    assert time.monotonic() - began < 5
+    outcome = children.run(subject("sub.hang"), timeout=3)
     assert outcome.status == "timeout"
-    assert outcome.cause == "no end after 0.3 s, killed"
+    assert outcome.cause == "no end after 3 s, killed"
     assert "in _misbehave" in outcome.output
     assert children.run(subject("ok"), timeout=30).status == "ok"
 
@@ -123,7 +120,7 @@ def test_a_time_out_ends_what_the_child_started(
     noted = tmp_path / "pids"
     monkeypatch.setenv("FAKE_ENGINE_PID", str(noted))
     with Isolation(ENGINE, reference_preload=(), subject_preload=()) as own:
-        assert own.run(subject("sub.fork"), timeout=0.5).status == "timeout"
+        assert own.run(subject("sub.fork"), timeout=3).status == "timeout"
         pids = [int(word) for word in noted.read_text().split()]
         assert len(pids) == 2
         assert eventually(lambda: not any(map(alive, pids)))
