@@ -1,9 +1,9 @@
 """How much longer the harness takes than a bare script on the same real model.
 
-``make bench`` prints both times; the ratio of their medians is the figure to quote. The bare script
-loads SmolLM2 in both libraries in float32 and runs each once, with a full cache, on the prompts that
-the harness uses. The harness is timed twice: with the reference's trace present (a re-run after a
-change to the port) and without it (a first run, which also computes the float64 truth).
+``make bench`` prints the times; the ratio of their medians is the figure to quote. The bare script
+loads SmolLM2 in both libraries in float32 and runs each once, with a full cache, on the prompts
+that the harness uses. The harness is timed twice: with the reference's trace present (a re-run
+after a change to the port) and without it (a first run, which also computes the float64 truth).
 """
 
 from __future__ import annotations
