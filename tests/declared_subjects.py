@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     import torch
@@ -38,26 +37,20 @@ def nothing(checkpoint: Path, *, dtype: torch.dtype, device: str) -> None:
     return None
 
 
-def _with_hooks(model: Any, change: Callable[[list[Any]], list[Any]]) -> Any:
-    run = model.run_with_hooks
-
-    def run_with_hooks(*args: Any, fwd_hooks: list[Any], **kwargs: Any) -> Any:
-        return run(*args, fwd_hooks=change(fwd_hooks), **kwargs)
-
-    object.__setattr__(model, "run_with_hooks", run_with_hooks)
-    return model
-
-
 def silent(checkpoint: Path, *, dtype: torch.dtype, device: str) -> Any:
     """A port one of whose hooks never fires."""
     model = good(checkpoint, dtype=dtype, device=device)
-    return _with_hooks(model, lambda hooks: [h for h in hooks if h[0] != HOOK])
+    model.hook_dict[HOOK]._call_impl = lambda tensor: tensor
+    return model
 
 
 def twice(checkpoint: Path, *, dtype: torch.dtype, device: str) -> Any:
     """A port one of whose hooks fires twice."""
     model = good(checkpoint, dtype=dtype, device=device)
-    return _with_hooks(model, lambda hooks: hooks + [h for h in hooks if h[0] == HOOK])
+    point = model.hook_dict[HOOK]
+    once = point._call_impl
+    point._call_impl = lambda tensor: once(once(tensor))
+    return model
 
 
 def breaks_in_forward(checkpoint: Path, *, dtype: torch.dtype, device: str) -> Any:
