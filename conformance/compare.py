@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
 
 from conformance.bounds import MASKED_BELOW
 from conformance.metrics import Difference, difference
 from conformance.sites import parse
-
-if TYPE_CHECKING:
-    import torch
 
 
 def kept(site: str, truth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor | None:
@@ -54,15 +51,30 @@ def measure(
     valid: torch.Tensor,
     *,
     up_to_a_constant: bool = False,
+    centre: bool = False,
 ) -> Difference:
     """The difference of ``value`` from ``truth`` at ``site``.
 
     Args:
+        centre: subtract each row's mean on both sides (logits after weight processing).
         up_to_a_constant: leave out a constant per row (a query's scores).
 
     Raises:
         ValueError: the shapes differ, or nothing is left to compare.
     """
+    # Called inside a model's forward pass: its function modes (promotion) are none of ours.
+    with torch._C.DisableTorchFunction():
+        return _measure(site, truth, value, valid, up_to_a_constant, centre)
+
+
+def _measure(
+    site: str,
+    truth: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor,
+    up_to_a_constant: bool,
+    centre: bool,
+) -> Difference:
     keep = kept(site, truth, valid)
     if up_to_a_constant:
         value = _shifted(truth, value.to(truth.dtype), keep)
@@ -70,4 +82,4 @@ def measure(
     # errors of the size of its inputs; so do all scores of one head (the first query sees a
     # single key: its score alone can be arbitrarily near zero). A pattern's row sums to one.
     row_dims = 2 if len(parse(site).axes) == 4 and not site.endswith("attn.pattern") else 1
-    return difference(truth, value, keep, row_dims)
+    return difference(truth, value, keep, row_dims, centre=centre)

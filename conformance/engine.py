@@ -18,7 +18,14 @@ from conformance.checkpoints import Checkpoint, resolve
 from conformance.checks import registry
 from conformance.checks.base import Check, Context, Pass, structure
 from conformance.errors import ImplementationError, NotApplicable
-from conformance.reference import ISOLATION_PROMPTS, Reference, directory, ensure, teacher
+from conformance.reference import (
+    ISOLATION_PROMPTS,
+    Reference,
+    code_hash,
+    directory,
+    ensure,
+    teacher,
+)
 from conformance.verdicts import conclude
 
 if TYPE_CHECKING:
@@ -28,6 +35,8 @@ if TYPE_CHECKING:
 
     from conformance.implementations.subjects import LensModel
     from conformance.jobs import Emit, Job
+
+code_hash()
 
 
 def run_job(job: Job, emit: Emit) -> None:

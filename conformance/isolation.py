@@ -259,6 +259,8 @@ class _Server:
         environment = {
             # Before any import: these libraries size their thread pools when they are loaded.
             "OMP_NUM_THREADS": str(threads),
+            # Threads that spin while they wait for one another slow a shared machine tenfold.
+            "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
             # Otherwise an import that asks for CUDA makes it unusable after the fork.
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from conformance.bounds import ZERO
 
-#: Entries handled at a time, so that a [batch, pos, d_vocab] pair needs no full float64 copy.
-_CHUNK = 1 << 24
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Entries of a pair handled at a time: they stay in a core's cache, and torch keeps to the calling
+#: thread below its grain size (at::internal::GRAIN_SIZE, 32768), whose barriers cost more than the
+#: arithmetic where cores are shared.
+_CHUNK = 1 << 15
+
+#: Entries of logits whose softmax is taken at a time.
+_LOGITS_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,8 @@ def difference(
     subject: torch.Tensor,
     keep: torch.Tensor | None = None,
     row_dims: int = 1,
+    *,
+    centre: bool = False,
 ) -> Difference:
     """Measure ``subject`` against ``reference``.
 
@@ -60,6 +71,7 @@ def difference(
         subject: a float tensor of exactly the same shape (nothing broadcasts).
         keep: bool tensor of the same shape; False entries are left out. None keeps all.
         row_dims: how many trailing dimensions make a row.
+        centre: subtract each row's mean on both sides first.
 
     Raises:
         ValueError: the shapes differ, or nothing is kept.
@@ -69,61 +81,85 @@ def difference(
     count = reference.numel() if keep is None else int(keep.sum())
     if count == 0:
         raise ValueError("nothing to compare: every entry is masked out")
-    if reference.dtype == subject.dtype and torch.equal(reference, subject):
-        at = (0,) * reference.ndim
-        value = float(reference[at])
-        return Difference(0.0, 0.0, 0.0, 0.0, 0.0, at, value, value, count)
     width = math.prod(reference.shape[reference.ndim - row_dims :])
-    sums = torch.zeros(3, dtype=torch.float64)  # |d|, d^2, r^2
-    largest, row_d, row_r = _Largest(), [], []
-    rows = max(1, _CHUNK // max(width, 1))
     r_rows, s_rows = reference.reshape(-1, width), subject.reshape(-1, width)
     k_rows = None if keep is None else keep.reshape(-1, width)
-    for start in range(0, r_rows.shape[0], rows):
-        part = slice(start, start + rows)
-        r = r_rows[part].to(torch.float64)
-        s = s_rows[part].to(torch.float64)
-        # Equal infinities are equal; their difference is NaN only by arithmetic.
-        d = torch.where(r == s, 0.0, (s - r).abs())
+    row_d, size = (torch.zeros(r_rows.shape[0], dtype=torch.float64) for _ in range(2))
+    total_abs, squares_d, squares_r = 0.0, 0.0, 0.0
+    r_mean, s_mean = ((_row_means(x) if centre else None) for x in (r_rows, s_rows))
+    worst = _Largest()
+    for rows, columns in _tiles(r_rows.shape[0], width):
+        r = r_rows[rows, columns].to(torch.float64)
+        s = s_rows[rows, columns].to(torch.float64)
+        if r_mean is not None and s_mean is not None:
+            r, s = r - r_mean[rows], s - s_mean[rows]
+        d, r_abs = (s - r).abs_(), r.abs()
         if k_rows is not None:
-            d, r = (torch.where(k_rows[part], x, 0.0) for x in (d, r))
-        # An infinity that both sides share has no size to measure its row by.
-        r = torch.where(r.isinf(), 0.0, r)
-        sums += torch.stack([d.sum(), (d * d).sum(), (r * r).sum()])
-        largest.see(d, start * width)
-        row_d.append(d.amax(dim=1))
-        row_r.append(r.abs().amax(dim=1))
-    size, per_row = torch.cat(row_r), _Largest()
+            drop = ~k_rows[rows, columns]
+            d.masked_fill_(drop, 0.0)
+            r_abs.masked_fill_(drop, 0.0)
+        d_max, r_max = d.amax(1), r_abs.amax(1)
+        if not math.isfinite(float((d_max + r_max).sum())):
+            # Equal infinities are equal; their difference is NaN only by arithmetic. And an
+            # infinity that both sides share has no size to measure its row by.
+            d.masked_fill_(r == s, 0.0)
+            r_abs.masked_fill_(r.isinf(), 0.0)
+            d_max, r_max = d.amax(1), r_abs.amax(1)
+        total_abs += float(d.sum())
+        squares_d += float(torch.linalg.vector_norm(d)) ** 2
+        squares_r += float(torch.linalg.vector_norm(r_abs)) ** 2
+        row = int(d_max.argmax())  # the first NaN, if there is one
+        worst.see(d_max[row : row + 1], (rows.start + row) * width + columns.start)
+        if worst.fresh:
+            at = worst.at + int(d[row].argmax())
+        row_d[rows] = torch.maximum(row_d[rows], d_max)
+        size[rows] = torch.maximum(size[rows], r_max)
+    norm_d, norm = math.sqrt(squares_d), math.sqrt(squares_r)
+    per_row = _Largest()
     # A row whose reference is zero has no scale of its own; the tensor's serves.
     whole = float(size.max())
     scale = torch.where(size > ZERO, size, whole if whole > ZERO else 1.0)
-    per_row.see(torch.cat(row_d) / scale, 0)
-    norm = math.sqrt(float(sums[2]))
-    index = _unravel(largest.at, reference.shape)
+    per_row.see(row_d / scale, 0)
+    index = _unravel(at, reference.shape)
+    row = at // width
     return Difference(
         rel_max=per_row.value,
-        rel_rms=math.sqrt(float(sums[1])) / (norm if norm > ZERO else 1.0),
-        max_abs=largest.value,
-        mean_abs=float(sums[0]) / count,
-        mse=float(sums[1]) / count,
+        rel_rms=norm_d / (norm if norm > ZERO else 1.0),
+        max_abs=worst.value,
+        mean_abs=total_abs / count,
+        mse=norm_d**2 / count,
         index=index,
-        reference=float(reference[index]),
-        subject=float(subject[index]),
+        reference=float(reference[index]) - (float(r_mean[row]) if r_mean is not None else 0.0),
+        subject=float(subject[index]) - (float(s_mean[row]) if s_mean is not None else 0.0),
         count=count,
         worst_row=_unravel(per_row.at, reference.shape[: reference.ndim - row_dims]),
     )
+
+
+def _row_means(matrix: torch.Tensor) -> torch.Tensor:
+    """[rows, 1]."""
+    return matrix.mean(1, keepdim=True, dtype=torch.float64)
+
+
+def _tiles(rows: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Cover a [rows, width] matrix with parts of at most :data:`_CHUNK` entries."""
+    high, wide = max(1, _CHUNK // max(width, 1)), max(1, min(width, _CHUNK))
+    for start in range(0, rows, high):
+        for left in range(0, width, wide):
+            yield slice(start, start + high), slice(left, left + wide)
 
 
 class _Largest:
     """The largest of many numbers seen in parts, and where; a NaN is larger than anything."""
 
     def __init__(self) -> None:
-        self.value, self.at = -1.0, 0
+        self.value, self.at, self.fresh = -1.0, 0, False
 
     def see(self, part: torch.Tensor, offset: int) -> None:
         at = int(part.argmax())  # the first NaN, if there is one
         value = float(part.reshape(-1)[at])
-        if not math.isnan(self.value) and (math.isnan(value) or value > self.value):
+        self.fresh = not math.isnan(self.value) and (math.isnan(value) or value > self.value)
+        if self.fresh:
             self.value, self.at = value, offset + at
 
 
@@ -177,7 +213,7 @@ def logit_metrics(
     """
     r_all, s_all = reference[valid], subject[valid]
     n = r_all.shape[0]
-    rows = max(1, _CHUNK // reference.shape[-1])
+    rows = max(1, _LOGITS_CHUNK // reference.shape[-1])
     columns: list[torch.Tensor] = []
     total_sq = total_abs = 0.0
     largest, relative = _Largest(), _Largest()

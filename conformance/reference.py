@@ -3,8 +3,9 @@
 One directory per (checkpoint, prompts, versions, our own tracing code) holds
 
 * every site of every prompt in promoted float64 (the truth), and the input of every component;
-* the reference's *spread* at each site: how far a re-association of the same mathematics (the
-  prompt in a larger batch) moves the truth;
+* the reference's *spread* at each site: how far roundoff moves the truth, the larger of a
+  re-association of the same mathematics (the prompt in a larger batch) and of every weight
+  moved by one unit in the last place;
 * the reference's *error* in the dtype that users run: its distance from the truth, the largest
   over eager attention, sdpa and another batch shape; once for whole forward passes and once for
   components fed the truth.
@@ -14,6 +15,7 @@ A port is judged against these numbers, so a second run needs no HuggingFace mod
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -45,11 +47,15 @@ if TYPE_CHECKING:
 #: ``processed`` (errors only): the reference with its weights rounded anew.
 Mode = Literal["plain", "blocks", "components", "processed"]
 
+#: What the logits less their mean at each position are known as: weight processing may shift all
+#: logits of a position, and what is left after centring may be much smaller than the shift.
+CENTRED = "logits, centred"
+
 #: Prompts on which components are isolated: a short one, a padded one, and one past the window.
 ISOLATION_PROMPTS = ("sixteen", "padded_left", "long")
 
-#: The longest prompt runs once a dtype and mode: variants of it would double the run.
-VARIANT_SKIPS = frozenset({"long"})
+#: The longest prompt in a doubled batch would double the run; it has the other variants.
+DOUBLED_SKIPS = frozenset({"long"})
 
 _TRACING_MODULES = (
     "conformance.reference",
@@ -65,8 +71,13 @@ _TRACING_MODULES = (
 )
 
 
+@functools.cache
 def code_hash() -> str:
-    """Hash of the source that determines a trace: a change to it makes old traces stale."""
+    """Hash of the source that determines a trace: a change to it makes old traces stale.
+
+    Taken once a process and inherited by its forks, so that editing the source during a run
+    does not part a subject from its reference.
+    """
     digest = hashlib.sha256()
     for name in _TRACING_MODULES:
         module = sys.modules.get(name) or __import__(name, fromlist=["_"])
@@ -158,11 +169,8 @@ class Reference:
         }
 
     def spread(self, prompt: str, site: str) -> float:
-        """Relative (``rel_max``) float64 spread; that of the widest prompt where not measured."""
-        own = self._spread.get(prompt, {}).get(site)
-        if own is not None:
-            return own
-        return max((s.get(site, 0.0) for s in self._spread.values()), default=0.0)
+        """Relative (``rel_max``) float64 spread of a site: what roundoff alone may move."""
+        return self._spread[prompt].get(site, 0.0)
 
     def error(self, mode: Mode, prompt: str, site: str) -> float:
         """The reference's own relative rms error in the model's dtype."""
@@ -259,11 +267,7 @@ def _run(
         facts["tied_unembed"] = truth_model.tied_unembed()
         writer.finish({})
         truth = Trace(target)
-        facts["spread"] = {
-            p.name: _compare(truth_model, p, truth, "rel_max", doubled=True)
-            for p in prompts
-            if p.name not in VARIANT_SKIPS
-        }
+        facts["spread"] = _spread(truth_model, prompts, truth, progress)
         del truth_model
         model_in_use = load(DTYPES[model.dtype])
         logits: dict[str, torch.Tensor] = {}
@@ -328,13 +332,14 @@ def _compare(
 
     found: Differences = {}
 
-    def on_site(name: str, tensor: torch.Tensor) -> None:
-        if only is not None and name not in only:
+    def on_site(name: str, tensor: torch.Tensor, *, centre: bool = False) -> None:
+        known_as = CENTRED if centre else name
+        if only is not None and known_as not in only:
             return
         true = truth[f"{prompt.name}/{name}"]
         if doubled:
             tensor = tensor[: true.shape[0]]
-        found[name] = getattr(measure(name, true, tensor, prompt.valid), what)
+        found[known_as] = getattr(measure(name, true, tensor, prompt.valid, centre=centre), what)
 
     force = None
     if mode != "plain":
@@ -347,9 +352,54 @@ def _compare(
     logits = model.run(_doubled(prompt) if doubled else prompt, on_site, force=force)
     if mode != "blocks":
         on_site("logits", logits)
+    if mode == "plain":
+        on_site("logits", logits, centre=True)
     if keep_logits is not None:
         keep_logits[prompt.name] = logits.clone()
     return found
+
+
+def _spread(
+    model: HuggingFaceModel,
+    prompts: tuple[Prompt, ...],
+    truth: Trace,
+    progress: Callable[[str], None],
+) -> dict[str, Differences]:
+    """prompt -> site -> how far roundoff alone moves the truth. Leaves the weights moved.
+
+    A computation's roundoff is that of exact arithmetic on inputs moved by about a unit in the
+    last place (backward error: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
+    sections 1.5 and 3.5), so weights moved by so much show what every order of summation,
+    number of threads and kernel may do, the conditioning of each site included.
+    """
+    import torch
+
+    from conformance.bounds import EPS
+
+    found: dict[str, Differences] = {}
+    for prompt in prompts:
+        progress(f"reference: float64 spread, prompt {prompt.name}")
+        skipped = prompt.name in DOUBLED_SKIPS
+        found[prompt.name] = (
+            {} if skipped else _compare(model, prompt, truth, "rel_max", doubled=True)
+        )
+    generator = torch.Generator().manual_seed(SEEDS["prompts"])
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            _move(parameter, EPS["float64"], generator)
+    for prompt in prompts:
+        progress(f"reference: float64 spread, weights moved, prompt {prompt.name}")
+        _widen(found[prompt.name], _compare(model, prompt, truth, "rel_max"))
+    return found
+
+
+def _move(parameter: torch.Tensor, unit: float, generator: torch.Generator) -> None:
+    """Multiply each entry in place by 1 + ``unit`` x (a number drawn evenly from [-1, 1])."""
+    import torch
+
+    for part in parameter.view(-1).split(1 << 22):
+        noise = torch.rand(part.shape, generator=generator, dtype=torch.float64) * 2 - 1
+        part.copy_(part.double() * (1 + unit * noise))
 
 
 def _errors(
@@ -365,7 +415,7 @@ def _errors(
     for prompt in prompts:
         progress(f"reference: {str(model.dtype).removeprefix('torch.')}, prompt {prompt.name}")
         plain = _compare(model, prompt, truth, "rel_rms", keep_logits=logits)
-        if prompt.name not in VARIANT_SKIPS:
+        if prompt.name not in DOUBLED_SKIPS:
             _widen(plain, _compare(model, prompt, truth, "rel_rms", doubled=True))
         errors["plain"][prompt.name] = plain
         if prompt.name in ISOLATION_PROMPTS:
@@ -380,9 +430,9 @@ def _errors(
     variants["sdpa"] = _switch_to_sdpa(model)
     for prompt in prompts:
         plain = errors["plain"][prompt.name]
-        if variants["sdpa"] == "run" and prompt.name not in VARIANT_SKIPS:
+        if variants["sdpa"] == "run":
             _widen(plain, _compare(model, prompt, truth, "rel_rms"))
-        _widen(errors["processed"][prompt.name], {"logits": plain["logits"]})
+        _widen(errors["processed"][prompt.name], {CENTRED: plain[CENTRED]})
     return errors
 
 
@@ -397,7 +447,7 @@ def _switch_to_sdpa(model: HuggingFaceModel) -> str:
 def _rerounded(
     model: HuggingFaceModel, prompts: tuple[Prompt, ...], truth: Trace
 ) -> dict[str, Differences]:
-    """The reference's error at the logits when its weights are rounded anew.
+    """The reference's error at the centred logits when its weights are rounded anew.
 
     Weight processing multiplies and centres weights in the dtype that users run, and so rounds
     each of them again, about twice, whatever the port does right. Here every matrix entry is
@@ -416,10 +466,10 @@ def _rerounded(
     with torch.no_grad():
         for _ in range(REROUNDED_DRAWS):
             for parameter, exact in zip(matrices, kept, strict=True):
-                noise = torch.rand(exact.shape, generator=generator, dtype=torch.float64) * 2 - 1
-                parameter.copy_(exact.double() * (1 + unit * noise))
+                parameter.copy_(exact)
+                _move(parameter, unit, generator)
             for prompt in prompts:
-                drawn = _compare(model, prompt, truth, "rel_rms", only=("logits",))
+                drawn = _compare(model, prompt, truth, "rel_rms", only=(CENTRED,))
                 _widen(found[prompt.name], drawn)
         for parameter, exact in zip(matrices, kept, strict=True):
             parameter.copy_(exact)

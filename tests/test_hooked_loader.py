@@ -360,6 +360,15 @@ def test_an_architecture_no_branch_ports_is_not_applicable(tmp_path: Path) -> No
 
 
 @needs_hooked
+def test_olmo_with_grouped_heads_is_not_applicable(tmp_path: Path) -> None:
+    import torch
+
+    _build(tmp_path, "Olmo2ForCausalLM", num_attention_heads=4, num_key_value_heads=2)
+    with pytest.raises(NotApplicable, match="2 key/value heads for 4 heads"):
+        load_hooked(tmp_path, architecture="Olmo2ForCausalLM", dtype=torch.float32)
+
+
+@needs_hooked
 def test_the_table_names_official_models() -> None:
     from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 

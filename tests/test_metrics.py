@@ -260,3 +260,34 @@ def test_token_losses_are_cross_entropy(seed: int, batch: int, pos: int) -> None
     assert found.shape == (batch, pos - 1)
     assert found.dtype == values.dtype
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_centring_takes_each_row_s_mean_from_both_sides() -> None:
+    torch.manual_seed(0)
+    reference = torch.randn(2, 3, 5, dtype=torch.float64)
+    moved = reference + torch.randn(2, 3, 1, dtype=torch.float64)
+    assert difference(reference, moved, centre=True).rel_max < 1e-14
+    assert difference(reference, moved).rel_max > 1e-2
+    moved[1, 2, 4] += 0.5
+    found = difference(reference, moved, centre=True)
+    by_hand = [x - x.mean(-1, keepdim=True) for x in (reference, moved)]
+    assert found.index == (1, 2, 4)
+    assert found.reference == pytest.approx(float(by_hand[0][1, 2, 4]))
+    assert found.subject == pytest.approx(float(by_hand[1][1, 2, 4]))
+    assert found.rel_rms == pytest.approx(difference(*by_hand).rel_rms)
+
+
+@pytest.mark.parametrize("width", [3, 32768, 40000, 70001])
+def test_rows_wider_than_a_part_are_measured_whole(width: int) -> None:
+    torch.manual_seed(0)
+    reference = torch.randn(3, width, dtype=torch.float64)
+    subject = reference.clone()
+    subject[1, width - 1] += 10.0
+    subject[2, 0] += 1.0
+    found = difference(reference, subject)
+    assert found.index == (1, width - 1)
+    assert found.max_abs == pytest.approx(10.0)
+    assert found.worst_row == (1,)
+    assert found.rel_max == pytest.approx(10.0 / float(reference[1].abs().max()))
+    assert found.mse == pytest.approx(101.0 / (3 * width))
+    assert found.mean_abs == pytest.approx(11.0 / (3 * width))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
-from conformance.checks.base import Check, Context, Pass, PassMode, judge_against
+from conformance.checks.base import Check, Context, Pass, PassMode, judge
 from conformance.metrics import logit_metrics
 
 if TYPE_CHECKING:
@@ -30,16 +30,13 @@ class Logits(Check):
         self, context: Context, run: Pass, logits: torch.Tensor, loss: torch.Tensor | None
     ) -> Iterable[Comparison]:
         reference, prompt = context.reference, run.prompt
-        truth = reference.truth(prompt.name, "logits")
-        if run.mode == "processed":
-            truth, logits = _centred(truth), _centred(logits)
-        comparison = judge_against(context, run, "logits", truth, logits)
+        comparison = judge(context, run, "logits", logits, centre=run.mode == "processed")
         yield comparison
         if comparison.judgement == "structure" or run.exact:
             return
         stored = reference.logits(prompt.name, run.dtype)
         if run.mode == "processed":
-            stored = _centred(stored)
+            stored, logits = _centred(stored), _centred(logits)
         found = logit_metrics(stored, logits, prompt.valid)
         key = "logits" if run.mode == "plain" else "logits_processed"
         self.metrics.setdefault(key, {})[prompt.name] = dataclasses.asdict(found)

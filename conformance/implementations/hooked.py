@@ -130,6 +130,9 @@ HARD_CODED = (
     "meta-llama/",
 )
 
+#: Those among them whose weight conversion knows no grouped key and value heads.
+UNGROUPED = ("allenai/OLMo-",)
+
 _COMMIT = "0" * 40
 
 #: What the served snapshot may contain: data, never code.
@@ -306,6 +309,12 @@ def _sizes(official: Mapping[str, Any], checkpoint_dir: Path, name: str) -> dict
         )
     n_heads = config.num_attention_heads
     n_kv_heads = config.num_key_value_heads
+    if n_kv_heads != n_heads and name.startswith(UNGROUPED):
+        raise NotApplicable(
+            f"HookedTransformer loads {name!r} without grouped heads only; the checkpoint has "
+            f"{n_kv_heads} key/value heads for {n_heads} heads",
+            "use the bridge subject",
+        )
     d_head = getattr(config, "head_dim", None) or config.hidden_size // n_heads
     sizes = {
         "n_layers": n_layers,
