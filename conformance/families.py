@@ -43,6 +43,8 @@ class Family:
         mlp_contribution: module whose output is added to the residual stream, if it is not
             ``mlp`` itself (blocks whose MLP module also adds the residual).
         router, experts: mixture of experts; ``expert_layout`` says how experts are stored.
+        shared, shared_gate: the expert that every token uses (laid out as a gated MLP), and the
+            projection whose sigmoid weights it.
         parallel: attention and MLP read the same residual stream: there is no ``resid_mid``.
         mlp_reads_ln1: the MLP of a parallel block reads ln1's output.
         rotary: positions enter by rotating q and k.
@@ -50,6 +52,9 @@ class Family:
         conv1d: weights are stored [in, out] (HuggingFace's ``Conv1D``).
         norm_offset: norms multiply by 1 + weight (Gemma).
         embed_scaled: the embedding multiplies by sqrt(d_model) (Gemma).
+        embed_multiplier: what the embedding's output is multiplied by outside its module.
+        residual_multiplier: what attention's and the MLP's outputs are multiplied by before they
+            are added to the residual stream (Granite).
     """
 
     architecture: str
@@ -83,6 +88,8 @@ class Family:
     router: str | None = None
     experts: str | None = None
     expert_layout: Literal["gate_up_out_in", "interleaved_in_out"] | None = None
+    shared: str | None = None
+    shared_gate: str | None = None
     parallel: bool = False
     mlp_reads_ln1: bool = False
     rotary: bool = True
@@ -90,6 +97,8 @@ class Family:
     conv1d: bool = False
     norm_offset: bool = False
     embed_scaled: bool = False
+    embed_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def at(self, path: str, layer: int) -> str:
@@ -232,6 +241,15 @@ def _falcon(config: Any) -> Family:
     )
 
 
+def _granite(config: Any) -> Family:
+    return _like(
+        _LLAMA,
+        "GraniteForCausalLM",
+        embed_multiplier=float(config.embedding_multiplier),
+        residual_multiplier=float(config.residual_multiplier),
+    )
+
+
 _FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     f.architecture: f
     for f in (
@@ -244,6 +262,13 @@ _FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
         _like(_LLAMA, "MistralForCausalLM"),
         _like(_LLAMA, "Qwen2ForCausalLM"),
         _like(_LLAMA, "MixtralForCausalLM", **_MOE),
+        _like(
+            _LLAMA,
+            "Qwen2MoeForCausalLM",
+            **_MOE,
+            shared="mlp.shared_expert",
+            shared_gate="mlp.shared_expert_gate",
+        ),
         _like(_QWEN3, "Qwen3MoeForCausalLM", **_MOE),
         _like(_GEMMA2, "Gemma3ForCausalLM", **_QK_NORM, qk_norm="per_head_transposed"),
         _like(_LLAMA, "OlmoForCausalLM"),
@@ -364,6 +389,7 @@ _FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     )
 }
 _FAMILIES["FalconForCausalLM"] = _falcon
+_FAMILIES["GraniteForCausalLM"] = _granite
 
 
 def architectures() -> tuple[str, ...]:

@@ -117,6 +117,11 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
             norm(f"{name}.attn.k_norm", fam.at(fam.k_norm, layer))
         if fam.experts:
             _experts(out, name, layer, parameters, fam, d)
+            if fam.shared and fam.shared_gate:
+                shared = fam.at(fam.shared, layer)
+                for part, w in (("gate", "W_gate"), ("up", "W_in"), ("down", "W_out")):
+                    dense(f"{name}.mlp.shared", f"{shared}.{part}_proj", w, f"b{w[1:]}")
+                dense(f"{name}.mlp", fam.at(fam.shared_gate, layer), "W_shared", "b_shared")
         elif fam.gate_up:
             key, weight = linear(fam.at(fam.gate_up, layer))
             gate, up = weight.T.chunk(2, dim=-1)

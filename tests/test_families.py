@@ -64,6 +64,7 @@ def test_an_unknown_architecture_is_refused_with_advice() -> None:
 _IN_BLOCK = (
     *("attn", "o", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
     *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
+    *("shared", "shared_gate"),
 )
 _GLOBAL = ("embed", "ln_final", "unembed", "pos_embed", "embed_ln")
 _NO_PATHS = {"architecture", "block", "sinks", "qkv_layout", "qk_norm", "expert_layout"}
@@ -163,7 +164,7 @@ def test_the_weights_reproduce_attention(twin: str, twin_cache: Path, weights: W
     z = found[at + "attn.z"]
     same(torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v), z)
     out = torch.einsum("bphd,hdm->bpm", z, weights[at + "attn.W_O"])
-    out = out + weights.get(at + "attn.b_O", 0)
+    out = (out + weights.get(at + "attn.b_O", 0)) * fam.residual_multiplier
     same(out, found[at + ("attn.out" if fam.ln1_post else "attn_out")])
 
 
@@ -198,16 +199,18 @@ def test_the_weights_reproduce_the_mlp(twin: str, twin_cache: Path, weights: Wei
         if linear:
             same(x @ w[linear] + w.get("b_in", 0), found[at + "mlp.pre_linear"])
         out = found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)
-    same(out, found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
+    same(out * fam.residual_multiplier, found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
 
 
 def _mixture(x: torch.Tensor, logits: torch.Tensor, w: Weights, config: Any) -> torch.Tensor:
     """Top-k experts, the plain way: one token and one expert at a time."""
     out = torch.zeros_like(x)
     top = logits.topk(config.num_experts_per_tok)
+    renormalised = getattr(config, "norm_topk_prob", True)
     for token, (values, experts) in enumerate(zip(top.values, top.indices, strict=True)):
         # The softmax over all experts, renormalised over the chosen, is that over the chosen.
-        for share, expert in zip(values.softmax(-1), experts.tolist(), strict=True):
+        shares = values.softmax(-1) if renormalised else logits[token].softmax(-1)[experts]
+        for share, expert in zip(shares, experts.tolist(), strict=True):
             own = {n.split(".")[-1]: t for n, t in w.items() if n.startswith(f"experts.{expert}.")}
             gate = x[token] @ own["W_gate"] + own.get("b_gate", 0)
             up = x[token] @ own["W_in"] + own.get("b_in", 0)
@@ -217,6 +220,9 @@ def _mixture(x: torch.Tensor, logits: torch.Tensor, w: Weights, config: Any) -> 
             else:
                 hidden = torch.nn.functional.silu(gate) * up
             out[token] += share * (hidden @ own["W_out"] + own.get("b_out", 0))
+    if "W_shared" in w:
+        hidden = torch.nn.functional.silu(x @ w["shared.W_gate"]) * (x @ w["shared.W_in"])
+        out += torch.sigmoid(x @ w["W_shared"]) * (hidden @ w["shared.W_out"])
     return out
 
 
@@ -236,19 +242,32 @@ def test_the_weights_reproduce_embedding_and_unembedding(
             weights["embed_ln.b"],
             config.layer_norm_epsilon,
         )
-    same(embedded, found["embed"])
+    same(embedded * fam.embed_multiplier, found["embed"])
     if fam.pos_embed:
         table = weights["pos_embed.W_pos"][fam.pos_offset :]
         assert table.shape[0] == d.n_ctx
         same(table[: tokens.shape[1]][None], found["pos_embed"])
     logits = found["ln_final"] @ weights["unembed.W_U"] + weights.get("unembed.b_U", 0)
     logits = logits * (getattr(config, "logit_scale", None) or 1)
+    logits = logits / (getattr(config, "logits_scaling", None) or 1)
     if cap := getattr(config, "final_logit_softcapping", None):
         logits = cap * torch.tanh(logits / cap)
     same(logits, found.logits)
 
 
 # --- The twins show mistakes --------------------------------------------------------------------
+
+
+def test_some_pre_activations_pass_the_limit_that_clamps_experts(twin_cache: Path) -> None:
+    fam, _ = described("gpt-oss", twin_cache)
+    model = huggingface("gpt-oss", twin_cache)
+    weights = canonical(model.parameters(), fam, model.dims)
+    x = ran("gpt-oss", twin_cache)[f"blocks.{LAYER}.ln2"].flatten(0, 1)
+    at = f"blocks.{LAYER}.mlp.experts.0."
+    for letter in ("gate", "in"):
+        pre = x @ weights[f"{at}W_{letter}"].tensor + weights[f"{at}b_{letter}"].tensor
+        passed = float((pre > model.model.config.swiglu_limit).double().mean())
+        assert 0.0005 < passed < 0.1, letter
 
 
 @every_twin

@@ -31,10 +31,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @functools.cache
 def bench(twin: str, subject: str, cache: Path) -> Bench:
-    from conformance.prove import Bench
+    from conformance.prove import PROMPTS, Bench
 
     model = ModelSpec(
-        id=f"{twin}-twin", architecture=TWINS[twin].architecture, source=TwinSource(twin=twin)
+        id=f"{twin}-twin",
+        architecture=TWINS[twin].architecture,
+        source=TwinSource(twin=twin),
+        prompts=PROMPTS,
     )
     return Bench.load(model, subject, cache)
 
@@ -46,7 +49,7 @@ def proof(twin: str, subject: str, fault: str, cache: Path) -> Proof:
     on = bench(twin, subject, cache)
     entry = CATALOGUE[fault]
     assert entry.applies(on.exact), f"{fault} does not apply to {twin}"
-    return on.prove(entry, gates=False)
+    return on.prove(entry)
 
 
 # --- the catalogue itself -----------------------------------------------------------------------
@@ -143,6 +146,13 @@ SLICE = (
     ("gemma2", "embed_scale_rounded"),
     ("mixtral", "router_not_renormalised"),
     ("mixtral", "experts_swapped"),
+    ("gpt-oss", "swiglu_limit_missing"),
+    ("qwen2-moe", "shared_expert_dropped"),
+    ("qwen2-moe", "router_renormalised"),
+    ("granite", "residual_multiplier_missing"),
+    ("granite", "embed_multiplier_missing"),
+    ("granite", "logit_scale_missing"),
+    ("opt", "position_offset_missing"),
 )
 
 
@@ -182,7 +192,7 @@ def test_a_lost_upcast_is_the_same_function_in_worse_precision(fault: str, cache
     on = bench("llama", BRIDGE, cache)
     from conformance.faults import CATALOGUE
 
-    found = on.prove(CATALOGUE[fault], gates=False)
+    found = on.prove(CATALOGUE[fault])
     assert found.caught, "same function must hold and same precision must fail"
     assert found.site_named, f"{found.named}, not {found.site_true}"
 
@@ -333,6 +343,10 @@ def test_a_run_writes_every_proof_and_prints_what_it_means(
     assert fault["site_named"] is True
     assert fault["named"] == "blocks.1.attn.scores"
     assert fault["gates"]["mean KL < 0.1"] is False
+    assert fault["prompts"] == ["sixteen"]
+    assert fault["factor"] > 1e4
+    assert lines[1]["seed"] == 0
+    assert lines[1]["alarms"] == []
     assert len(read(tmp_path / "out" / FILE_NAME)) == 3
     printed = capsys.readouterr().out
     assert "1 of 1 caught, site named in 1" in printed

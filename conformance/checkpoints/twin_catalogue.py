@@ -22,11 +22,14 @@ class Twin:
         architecture: HuggingFace class.
         model_type: HuggingFace config class, by its ``model_type``.
         config: its arguments.
+        gains: end of a parameter's name -> how much larger it is drawn than others, where the
+            usual size leaves part of the mathematics untouched.
     """
 
     architecture: str
     model_type: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    gains: Mapping[str, float] = field(default_factory=dict)
 
 
 _IDS = {"vocab_size": 113, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -76,6 +79,29 @@ TWINS: Mapping[str, Twin] = {
             },
         },
     ),
+    "llama-linear-rope": Twin(
+        "LlamaForCausalLM",
+        "llama",
+        {
+            **_GQA,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+        },
+    ),
+    "llama-yarn-rope": Twin(
+        "LlamaForCausalLM",
+        "llama",
+        {
+            **_GQA,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 24,
+            },
+        },
+    ),
     "llama-bias": Twin(
         "LlamaForCausalLM",
         "llama",
@@ -84,6 +110,29 @@ TWINS: Mapping[str, Twin] = {
     "mistral": Twin("MistralForCausalLM", "mistral", {**_HEAD, "sliding_window": WINDOW}),
     "mixtral": Twin("MixtralForCausalLM", "mixtral", {**_GQA, **_EXPERTS}),
     "qwen2": Twin("Qwen2ForCausalLM", "qwen2", dict(_GQA)),
+    "qwen2-moe": Twin(
+        "Qwen2MoeForCausalLM",
+        "qwen2_moe",
+        {
+            **_GQA,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 28,
+            "shared_expert_intermediate_size": 36,
+            "norm_topk_prob": False,
+        },
+    ),
+    "granite": Twin(
+        "GraniteForCausalLM",
+        "granite",
+        {
+            **_GQA,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.21,
+            "logits_scaling": 8.0,
+        },
+    ),
     "qwen3": Twin("Qwen3ForCausalLM", "qwen3", dict(_HEAD)),
     "qwen3-moe": Twin(
         "Qwen3MoeForCausalLM",
@@ -172,6 +221,11 @@ TWINS: Mapping[str, Twin] = {
     "bloom": Twin(
         "BloomForCausalLM", "bloom", {**_IDS, "hidden_size": 48, "n_layer": 3, "n_head": 8}
     ),
+    # ALiBi's slopes are a rule of their own where heads are no power of two (as in Bloom 560m's
+    # larger relatives: 176B has 112).
+    "bloom-six-heads": Twin(
+        "BloomForCausalLM", "bloom", {**_IDS, "hidden_size": 48, "n_layer": 3, "n_head": 6}
+    ),
     "falcon-7b": Twin(
         "FalconForCausalLM",
         "falcon",
@@ -190,6 +244,45 @@ TWINS: Mapping[str, Twin] = {
             "num_kv_heads": 2,
             "new_decoder_architecture": True,
             "multi_query": False,
+            "parallel_attn": True,
+        },
+    ),
+    # Falcon-RW: alibi, biases, one key and value per query head, attention before the MLP.
+    "falcon-rw": Twin(
+        "FalconForCausalLM",
+        "falcon",
+        {
+            **_FALCON,
+            "num_attention_heads": 8,
+            "bias": True,
+            "alibi": True,
+            "new_decoder_architecture": False,
+            "multi_query": False,
+            "parallel_attn": False,
+        },
+    ),
+    # Falcon-40B and 180B with their flags as published: the new architecture ignores multi_query.
+    "falcon-180b": Twin(
+        "FalconForCausalLM",
+        "falcon",
+        {
+            **_FALCON,
+            "num_kv_heads": 2,
+            "new_decoder_architecture": True,
+            "multi_query": True,
+            "parallel_attn": True,
+        },
+    ),
+    # Falcon2-11B: the new architecture with one norm, its other flags as published.
+    "falcon-11b": Twin(
+        "FalconForCausalLM",
+        "falcon",
+        {
+            **_FALCON,
+            "num_kv_heads": 2,
+            "new_decoder_architecture": True,
+            "num_ln_in_parallel_attn": 1,
+            "multi_query": True,
             "parallel_attn": True,
         },
     ),
@@ -235,6 +328,8 @@ TWINS: Mapping[str, Twin] = {
                 "original_max_position_embeddings": 3,
             },
         },
+        # Pre-activations of the experts must pass the limit of 7 that clamps them.
+        {"gate_up_proj": 2.5},
     ),
     "stablelm": Twin(
         "StableLmForCausalLM",

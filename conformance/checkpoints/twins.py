@@ -15,6 +15,7 @@ from conformance.checkpoints.twin_catalogue import TWINS
 from conformance.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import torch
@@ -46,20 +47,27 @@ def build_twin(name: str, seed: int, target: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, twin.architecture)._from_config(config, dtype=torch.float32)
-    fill(model, seed)
+    fill(model, seed, twin.gains)
     model.save_pretrained(target)
     save_tokenizer(target, config.vocab_size)
 
 
-def fill(model: torch.nn.Module, seed: int) -> None:
-    """Draw every parameter from ``seed``, in place."""
+def fill(model: torch.nn.Module, seed: int, gains: Mapping[str, float] | None = None) -> None:
+    """Draw every parameter from ``seed``, in place.
+
+    Args:
+        gains: end of a parameter's name -> a further factor of its standard deviation.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
+            for end, gain in (gains or {}).items():
+                if name.endswith(end):
+                    noise *= gain
             if parameter.ndim == 1:
                 parameter.add_(_VECTOR_STD * noise)
             elif id(parameter) in tables:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from conformance import bounds
 from conformance.compare import measure
 from conformance.records import Comparison
+from conformance.reference import CENTRED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from conformance.implementations.subjects import LensModel
     from conformance.prompts import Prompt
+    from conformance.recall import Recall
     from conformance.reference import Reference
 
 #: What a subject's forward pass is: the reference's modes.
@@ -55,6 +57,8 @@ class Context:
     subject: LensModel
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
     tied_unembed: bool = False
+    #: Comparisons that need not be made again, where one port is judged many times.
+    recall: Recall | None = None
 
 
 class Check(ABC):
@@ -95,20 +99,26 @@ class Check(ABC):
         return ()
 
 
-def judge(context: Context, run: Pass, name: str, value: torch.Tensor) -> Comparison:
-    """One site of one pass, under the judgement of the pass's dtype."""
-    return judge_against(context, run, name, context.reference.truth(run.prompt.name, name), value)
-
-
-def judge_against(
-    context: Context,
-    run: Pass,
-    name: str,
-    truth: torch.Tensor,
-    value: torch.Tensor,
+def judge(
+    context: Context, run: Pass, name: str, value: torch.Tensor, *, centre: bool = False
 ) -> Comparison:
-    """As :func:`judge`, against a truth derived from the stored one (centred logits, say)."""
+    """One site of one pass, under the judgement of the pass's dtype.
+
+    Args:
+        centre: subtract each position's mean on both sides.
+    """
+
+    def compare() -> Comparison:
+        return _judged(context, run, name, value, centre)
+
+    return compare() if context.recall is None else context.recall(str(run), name, value, compare)
+
+
+def _judged(
+    context: Context, run: Pass, name: str, value: torch.Tensor, centre: bool
+) -> Comparison:
     reference = context.reference
+    truth = reference.truth(run.prompt.name, name)
     judgement: Literal["same_function", "same_precision"] = (
         "same_function" if run.exact else "same_precision"
     )
@@ -119,13 +129,14 @@ def judge_against(
             run.prompt.name,
         )
     loose = name.endswith("attn.scores") and context.subject.scores_up_to_a_constant
-    found = measure(name, truth, value, run.prompt.valid, up_to_a_constant=loose)
+    found = measure(name, truth, value, run.prompt.valid, up_to_a_constant=loose, centre=centre)
+    known_as = CENTRED if centre else name
     if run.exact:
         measured = found.rel_max
-        allowed, source = bounds.same_function(reference.spread(run.prompt.name, name))
+        allowed, source = bounds.same_function(reference.spread(run.prompt.name, known_as))
         note = ""
     else:
-        own = reference.error(run.mode, run.prompt.name, name)
+        own = reference.error(run.mode, run.prompt.name, known_as)
         measured = found.rel_rms
         allowed, warn, source = bounds.same_precision(own, run.dtype)
         note = "warning: over twice the reference's own error" if measured > warn else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -206,12 +207,30 @@ def _no_sinks(subject: LensModel) -> Any:
 
 
 def _slopes_reversed(subject: LensModel) -> Any:
-    heads = subject.dims.n_heads
-    slopes = torch.tensor([2.0 ** (-8.0 * (h + 1) / heads) for h in range(heads)])
+    slopes = _slopes(subject.dims.n_heads)
 
     def change(s: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
         delta = (slopes.flip(0) - slopes).to(s.dtype)[:, None, None] * -_positions(s)
         return s + delta.reshape(s.shape[-3:]) if s.ndim == 3 else s + delta
+
+    return scores_changed(subject, _LAYER, _masked_kept(change))
+
+
+def _slopes(heads: int) -> torch.Tensor:
+    """ALiBi's slopes for a number of heads that is a power of two (Press et al., 2021)."""
+    return torch.tensor([2.0 ** (-8.0 * (h + 1) / heads) for h in range(heads)])
+
+
+def _slopes_regular(subject: LensModel) -> Any:
+    """The formula for a power of two, used for another number of heads."""
+    heads = subject.dims.n_heads
+    below = 2 ** int(math.log2(heads))
+    right = torch.cat([_slopes(below), _slopes(2 * below)[::2][: heads - below]])
+    delta = _slopes(heads) - right
+
+    def change(s: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
+        bias = delta.to(s.dtype)[:, None, None] * -_positions(s)
+        return s + bias.reshape(s.shape[-3:]) if s.ndim == 3 else s + bias
 
     return scores_changed(subject, _LAYER, _masked_kept(change))
 
@@ -440,6 +459,14 @@ FAULTS: tuple[Fault, ...] = (
         _slopes_reversed,
         _SCORES,
         alibi,
+    ),
+    Fault(
+        "alibi_slopes_regular",
+        "attention variant",
+        "alibi slopes of one formula where the heads are no power of two",
+        _slopes_regular,
+        _SCORES,
+        lambda s: alibi(s) and s.dims.n_heads & (s.dims.n_heads - 1) != 0,
     ),
     Fault(
         "q_norm_skipped",

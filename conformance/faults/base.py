@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    import torch
+
     from conformance.implementations.subjects import LensModel
 
 #: Class of bug -> a public thread or change in which a real port had one of it.
@@ -52,7 +54,8 @@ class Fault:
         applies: whether this subject has what the fault breaks.
         apply: the change, undone when the context ends.
         named_by: the check whose first divergence must be the site.
-        processed: it corrupts weight processing, which cannot be undone: needs a fresh subject.
+        corrupt: for a fault of weight processing, what it does to a subject that was processed
+            rightly, given the weights before; in place. ``apply`` then makes processing wrong.
         needs: the check that can see it, if that is not written yet; not proven then.
         may_differ: for equivalents: site kinds, and ``weights``, that legitimately differ.
     """
@@ -65,9 +68,14 @@ class Fault:
     applies: Callable[[LensModel], bool] = lambda _: True
     kind: Literal["fault", "equivalent", "precision"] = "fault"
     named_by: str = "activations"
-    processed: bool = False
+    corrupt: Callable[[LensModel, dict[str, torch.Tensor]], None] | None = None
     needs: str | None = None
     may_differ: tuple[str, ...] = ()
+
+    @property
+    def processed(self) -> bool:
+        """Whether it shows only after weight processing, which cannot be undone."""
+        return self.corrupt is not None
 
     @property
     def source(self) -> str | None:

@@ -236,23 +236,30 @@ def _routed(subject: LensModel, rule: Routing) -> Iterator[None]:
         yield
 
 
-def _no_renormalisation(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_all(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax over all experts; the weights of the chosen do not sum to one."""
     return torch.topk(logits.softmax(-1), k, dim=-1)
 
 
-def _one_expert_less(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    weights, indices = torch.topk(logits, k - 1, dim=-1)
-    return weights.softmax(-1), indices
-
-
-def _one_expert_more(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    weights, indices = torch.topk(logits, k + 1, dim=-1)
-    return weights.softmax(-1), indices
-
-
-def _weights_swapped(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_chosen(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax over the chosen experts, or over all and renormalised: the same."""
     weights, indices = torch.topk(logits, k, dim=-1)
-    return weights.softmax(-1).flip(-1), indices
+    return weights.softmax(-1), indices
+
+
+def _rule(subject: LensModel) -> Routing:
+    """This router's own rule."""
+    return _of_chosen if _renormalises(subject) else _of_all
+
+
+def _weights_swapped(subject: LensModel) -> Any:
+    rule = _rule(subject)
+
+    def swapped(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, indices = rule(logits, k)
+        return weights.flip(-1), indices
+
+    return _routed(subject, swapped)
 
 
 def _uniform(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -260,24 +267,25 @@ def _uniform(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.full_like(weights, 1 / k), indices
 
 
-def _chosen(by: int, rule: Routing) -> Callable[[LensModel], Any]:
+def _chosen(by: int) -> Callable[[LensModel], Any]:
     """``by`` experts more than the model has a token."""
 
     def apply(subject: LensModel) -> Any:
         own = _own_moe(subject)
         if own is not None:
             return attribute(own, "experts_per_token", own.experts_per_token + by)
-        return _routed(subject, rule)
+        rule = _rule(subject)
+        return _routed(subject, lambda logits, k: rule(logits, k + by))
 
     return apply
 
 
-def _unnormalised(subject: LensModel) -> Any:
+def _normalised_otherwise(subject: LensModel) -> Any:
     own = _own_moe(subject)
     if own is None:
-        return _routed(subject, _no_renormalisation)
+        return _routed(subject, _of_all if _renormalises(subject) else _of_chosen)
     cfg = copy.copy(own.cfg)
-    cfg.norm_topk_prob = False
+    cfg.norm_topk_prob = not cfg.norm_topk_prob
     return attribute(own, "cfg", cfg)
 
 
@@ -291,7 +299,10 @@ def _has_choice(subject: LensModel) -> bool:
 
 def _renormalises(subject: LensModel) -> bool:
     own = _own_moe(subject)
-    return _has_router(subject) or bool(getattr(getattr(own, "cfg", None), "norm_topk_prob", False))
+    if own is not None:
+        return bool(getattr(own.cfg, "norm_topk_prob", False))
+    # Mixtral and GPT-OSS always do; the others say so.
+    return _has_router(subject) and bool(getattr(_router(subject), "norm_topk_prob", True))
 
 
 @contextlib.contextmanager
@@ -313,6 +324,10 @@ def _experts_swapped(subject: LensModel) -> Iterator[None]:
         yield
 
 
+def _shared(subject: LensModel, path: str | None) -> Any:
+    return None if path is None else _inner(subject, path)
+
+
 def _limit(subject: LensModel) -> Any | None:
     found = _inner(subject, "experts") if subject.family.moe else None
     return found if found is not None and hasattr(found, "limit") else None
@@ -323,15 +338,23 @@ _ROUTERS: tuple[Fault, ...] = (
         "router_not_renormalised",
         "router",
         "softmax over all experts, not renormalised",
-        _unnormalised,
+        _normalised_otherwise,
         at("mlp_out"),
         _renormalises,
+    ),
+    Fault(
+        "router_renormalised",
+        "router",
+        "weights of the chosen experts made to sum to one where they should not",
+        _normalised_otherwise,
+        at("mlp_out"),
+        lambda s: _has_router(s) and not _renormalises(s),
     ),
     Fault(
         "router_one_less",
         "router",
         "one expert too few",
-        _chosen(-1, _one_expert_less),
+        _chosen(-1),
         at("mlp_out"),
         lambda s: _has_choice(s) and _top_k(s) > 1,
     ),
@@ -339,7 +362,7 @@ _ROUTERS: tuple[Fault, ...] = (
         "router_one_more",
         "router",
         "one expert too many",
-        _chosen(1, _one_expert_more),
+        _chosen(1),
         at("mlp_out"),
         lambda s: _has_choice(s) and _top_k(s) < s.dims.n_experts,
     ),
@@ -347,7 +370,7 @@ _ROUTERS: tuple[Fault, ...] = (
         "router_weights_swapped",
         "router",
         "weights of the chosen experts in another order",
-        lambda s: _routed(s, _weights_swapped),
+        _weights_swapped,
         at("mlp_out"),
         lambda s: _has_router(s) and _top_k(s) > 1,
     ),
@@ -366,6 +389,23 @@ _ROUTERS: tuple[Fault, ...] = (
         _experts_swapped,
         at("mlp_out"),
         lambda s: s.family.moe,
+    ),
+    Fault(
+        "shared_expert_dropped",
+        "router",
+        "the expert that every token uses is left out",
+        lambda s: returning(_shared(s, s.family.shared), torch.zeros_like),
+        at("mlp_out"),
+        lambda s: s.family.shared is not None,
+    ),
+    Fault(
+        "shared_expert_not_weighted",
+        "router",
+        "the shared expert's output is not multiplied by its gate",
+        # sigmoid(30) is 1 to 1e-13.
+        lambda s: returning(_shared(s, s.family.shared_gate), lambda t: torch.full_like(t, 30.0)),
+        at("mlp_out"),
+        lambda s: s.family.shared_gate is not None,
     ),
     Fault(
         "swiglu_limit_missing",

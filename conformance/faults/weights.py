@@ -311,7 +311,7 @@ def _processing(name: str, what: str, corrupt: Any, applies: Callable[[LensModel
         exactly("logits"),
         applies,
         named_by="logits",
-        processed=True,
+        corrupt=corrupt,
     )
 
 

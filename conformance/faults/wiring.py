@@ -162,6 +162,59 @@ def _learned(subject: LensModel) -> bool:
     return subject.family.pos_embed is not None and exposed(subject, "pos_embed")
 
 
+def _skipped_rows(subject: LensModel) -> int:
+    """How many rows before position 0 this port's position table keeps (OPT: 2)."""
+    offset = subject.family.pos_offset
+    if subject.family.pos_embed is None or not offset:
+        return 0
+    return offset if getattr(original(subject.model.pos_embed), "offset", 0) == offset else 0
+
+
+def _rows_not_skipped(subject: LensModel) -> Any:
+    """Each token gets the row of its position, counted from the table's first."""
+    table: torch.Tensor = original(subject.model.pos_embed).weight.detach()
+    by = _skipped_rows(subject)
+
+    def change(t: torch.Tensor) -> torch.Tensor:
+        rows = (t[..., None, :] == table).all(-1).int().argmax(-1)
+        return table[(rows - by).clamp_min(0)]
+
+    return edited(subject, "pos_embed", change)
+
+
+def _hf(subject: LensModel) -> Any | None:
+    """The HuggingFace model in a bridge."""
+    return getattr(subject.model, "original_model", None)
+
+
+def _scaled_block(subject: LensModel) -> Any | None:
+    block = original(subject.model.blocks[_LAYER])
+    return block if getattr(block, "residual_multiplier", 1.0) != 1.0 else None
+
+
+def _scaled_embedding(subject: LensModel) -> Any | None:
+    inner = getattr(_hf(subject), "model", None)
+    return inner if getattr(inner, "embedding_multiplier", 1.0) != 1.0 else None
+
+
+def _logit_scale(subject: LensModel) -> tuple[Any, str] | None:
+    """Where this port keeps what its logits are multiplied or divided by."""
+    model = _hf(subject)
+    for owner, name in (
+        (model, "logit_scale"),
+        (getattr(model, "config", None), "logits_scaling"),
+    ):
+        if getattr(owner, name, 1.0) != 1.0:
+            return owner, name
+    return None
+
+
+def _unscaled_logits(subject: LensModel) -> Any:
+    found = _logit_scale(subject)
+    assert found is not None
+    return attribute(*found, 1.0)
+
+
 def _rounded(d_model: int) -> float:
     """What rounding sqrt(d_model) to eight bits multiplies it by."""
     root = d_model**0.5
@@ -281,5 +334,38 @@ FAULTS: tuple[Fault, ...] = (
         _positions_count_padding,
         exactly("pos_embed"),
         _learned,
+    ),
+    Fault(
+        "position_offset_missing",
+        "positions",
+        "the rows before position 0 are not skipped",
+        _rows_not_skipped,
+        exactly("pos_embed"),
+        lambda s: _skipped_rows(s) > 0,
+    ),
+    Fault(
+        "residual_multiplier_missing",
+        "wiring",
+        "a block's branches enter the stream unscaled",
+        lambda s: attribute(_scaled_block(s), "residual_multiplier", 1.0),
+        exactly(f"{_PRE}.resid_mid"),
+        lambda s: _scaled_block(s) is not None,
+    ),
+    Fault(
+        "embed_multiplier_missing",
+        "wiring",
+        "the embedding enters the stream unscaled",
+        lambda s: attribute(_scaled_embedding(s), "embedding_multiplier", 1.0),
+        exactly("blocks.0.resid_pre"),
+        lambda s: _scaled_embedding(s) is not None,
+    ),
+    Fault(
+        "logit_scale_missing",
+        "wiring",
+        "logits are not scaled by what the config says",
+        _unscaled_logits,
+        exactly("logits"),
+        lambda s: _logit_scale(s) is not None,
+        named_by="logits",
     ),
 )

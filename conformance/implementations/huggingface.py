@@ -200,10 +200,10 @@ class HuggingFaceModel:
                 handle = self._module(path).register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
 
-            def to(name: str) -> Callable[[torch.Tensor], None]:
-                return lambda tensor: emit(name, tensor)
+            def to(name: str, factor: float = 1.0) -> Callable[[torch.Tensor], None]:
+                return _times(factor, lambda tensor: emit(name, tensor))
 
-            after(fam.embed_ln or fam.embed, to("embed"))
+            after(fam.embed_ln or fam.embed, to("embed", fam.embed_multiplier))
             if fam.pos_embed:
                 after(fam.pos_embed, to("pos_embed"))
             after(fam.ln_final, to("ln_final"))
@@ -226,7 +226,9 @@ class HuggingFaceModel:
             return fam.at(path, layer)
 
         def to(kind: str) -> Callable[[torch.Tensor], None]:
-            return lambda tensor: emit(f"blocks.{layer}.{kind}", tensor)
+            # What a branch adds to the stream, where a block scales it on its way.
+            factor = fam.residual_multiplier if kind in ("attn_out", "mlp_out") else 1.0
+            return _times(factor, lambda tensor: emit(f"blocks.{layer}.{kind}", tensor))
 
         def heads(kind: str, n: int | None) -> Callable[[torch.Tensor], None]:
             """Emit [batch, pos, n, d_head]; None: the tensor is so already."""
@@ -321,6 +323,10 @@ class HuggingFaceModel:
             after(at(fam.up), to("mlp.pre"))
         if fam.down:
             before(at(fam.down), to("mlp.post"))
+
+
+def _times(factor: float, use: Callable[[torch.Tensor], None]) -> Callable[[torch.Tensor], None]:
+    return use if factor == 1.0 else lambda tensor: use(tensor * factor)
 
 
 def _transposed(emit: OnSite, name: str) -> Callable[[torch.Tensor], None]:
