@@ -1,4 +1,4 @@
-"""``conformance run | models | show | prove``: a thin face on the suite and its records.
+"""``conformance run | models | show | prove | explain``: a thin face on the suite and its records.
 
 Exit codes: 0 all right, 1 a port does not conform, 2 usage, 3 the harness itself failed,
 130 interrupted.
@@ -238,6 +238,10 @@ def prove(
         Path, typer.Option("--out", metavar="DIR", help="Where prove.jsonl is written.")
     ] = Path("conformance-out"),
     workers: Annotated[int, typer.Option("-n", metavar="N", help="Ports at a time.", min=1)] = 2,
+    seeds: Annotated[
+        int,
+        typer.Option(metavar="N", help="Judge unfaulted ports of twins drawn from N seeds.", min=1),
+    ] = 1,
 ) -> None:
     """Prove that the checks can fail: known faults in the twins' ports, one after another."""
     from rich.console import Console
@@ -256,11 +260,74 @@ def prove(
             cache=cache_dir(),
             workers=workers,
             console=Console(highlight=False),
+            seeds=seeds,
             command=sys.argv,
         )
     except ConformanceError as error:
         _fail(error)
     raise typer.Exit(status)
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An id in models.toml.")],
+    subject: Annotated[
+        str | None,
+        typer.Option("--subject", metavar="S", help="The port; bridge unless told otherwise."),
+    ] = None,
+    models: _Models = _MODELS,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where script and pictures go [default: conformance-out/explain/MODEL-S].",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the explanation as JSON instead of text.")
+    ] = False,
+) -> None:
+    """Explain one port: what differs first, where, why, and the smallest case that shows it."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from conformance import explain_run as explaining
+    from conformance.checkpoints import cache_dir
+    from conformance.report.explanation import page
+    from conformance.spec import load_spec
+
+    status = Console(stderr=True, highlight=False)
+    try:
+        spec = load_spec(models)
+        entry, name = explaining.choose(spec, model, subject)
+        folder = out or Path("conformance-out") / "explain" / f"{entry.id}-{name}"
+        with status.status(f"{entry.id}, {name}", spinner="line") as line:
+            found = explaining.run(
+                spec,
+                model,
+                name,
+                cache=cache_dir(),
+                out=folder,
+                progress=lambda text: line.update(escape(f"{entry.id}, {name}: {text}")),
+            )
+        text = page(found)
+        explaining.write(found, folder, text)
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
+    except explaining.PortFailed as error:
+        typer.echo(f"conformance: {error}", err=True)
+        raise typer.Exit(1) from None
+    except explaining.ReferenceFailed as error:
+        typer.echo(f"conformance: {error}", err=True)
+        raise typer.Exit(_HARNESS) from None
+    except OSError as error:
+        typer.echo(f"conformance: {folder} cannot be written: {error}", err=True)
+        raise typer.Exit(_USAGE) from None
+    except ConformanceError as error:
+        _fail(error)
+    typer.echo(found.to_json(indent=1) if as_json else text.rstrip("\n"))
+    raise typer.Exit(0 if found.conforms else 1)
 
 
 def _read(directory: Path) -> Records:

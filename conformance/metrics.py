@@ -275,5 +275,11 @@ def token_losses(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         logits: [batch, pos, d_vocab].
         tokens: [batch, pos]; the token at p + 1 is the target of position p.
     """
-    log_probs = logits[:, :-1].log_softmax(-1)
-    return -log_probs.gather(-1, tokens[:, 1:, None])[..., 0]
+    batch, pos, d_vocab = logits.shape
+    rows, targets = logits[:, :-1].reshape(-1, d_vocab), tokens[:, 1:].reshape(-1, 1)
+    losses = rows.new_empty(rows.shape[0])
+    step = max(1, _LOGITS_CHUNK // d_vocab)
+    for start in range(0, rows.shape[0], step):
+        part = slice(start, start + step)
+        losses[part] = -rows[part].log_softmax(-1).gather(-1, targets[part])[:, 0]
+    return losses.reshape(batch, pos - 1)

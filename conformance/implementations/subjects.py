@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -429,6 +430,9 @@ class HookedModel(LensModel):
         with promoted(self.dtype):
             if self.load_processed is not None:
                 # The guards that keep processing off where it would be wrong live in the loader.
+                # The weights as they were go first: both at once would double the memory.
+                self.model = None
+                gc.collect()
                 self.model = self.load_processed().eval()
                 return
             self.model.process_weights_(

@@ -1,0 +1,193 @@
+"""What a HuggingFace config says about the formulas of its architecture.
+
+Sources: the modelling files of ``transformers``. A fact that is wrong here does no harm but to
+leave a cause unnamed: a formula that does not reproduce the reference is not believed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conformance.families import Dims, Family
+
+
+def first(config: Any, *names: str, default: Any = None) -> Any:
+    """The first of these settings that the config has and that is not None."""
+    for name in names:
+        value = getattr(config, name, None)
+        if value is not None:
+            return value
+    return default
+
+
+# --- norms ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Norm:
+    """y = offset w + w x' + b, with x' centred or not, over sqrt(mean x'^2 + eps).
+
+    Attributes:
+        eps: added to the variance.
+        centred: LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019).
+        offset: 1 where the weight is stored less one (Gemma), else 0.
+    """
+
+    eps: float
+    centred: bool
+    offset: float
+
+    def __call__(
+        self, x: torch.Tensor, w: torch.Tensor | None = None, b: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Over the last dimension of ``x``."""
+        if self.centred:
+            x = x - x.mean(-1, keepdim=True)
+        y = x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        if w is not None:
+            y = y * (self.offset + w)
+        return y if b is None else y + b
+
+
+def norm(config: Any, fam: Family) -> Norm:
+    """The norms of a model: all of one kind in every architecture described."""
+    eps = first(config, "rms_norm_eps")
+    centred = eps is None
+    if centred:
+        # OPT and OLMo state none: torch's own default.
+        eps = first(config, "layer_norm_eps", "layer_norm_epsilon", default=1e-5)
+    return Norm(float(eps), centred, 1.0 if fam.norm_offset else 0.0)
+
+
+# --- activations ------------------------------------------------------------------------------
+
+
+def _tanh_gelu(root: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: 0.5 * x * (1 + torch.tanh(root * (x + 0.044715 * x**3)))
+
+
+#: Differs from gelu_tanh by 4e-12: tried where that does not fit.
+TEN_DIGITS = "gelu_tanh with sqrt(2/pi) = 0.7978845608"
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": lambda x: x * torch.sigmoid(x),
+    "gelu": lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))),
+    "gelu_tanh": _tanh_gelu(math.sqrt(2 / math.pi)),
+    # Bloom and others write sqrt(2 / pi) with eight or ten digits.
+    "gelu_tanh with sqrt(2/pi) = 0.79788456": _tanh_gelu(0.79788456),
+    TEN_DIGITS: _tanh_gelu(0.7978845608),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": torch.relu,
+    "relu squared": lambda x: torch.relu(x).square(),
+    "relu6": lambda x: x.clamp(0, 6),
+    "leaky_relu": lambda x: torch.where(x > 0, x, 0.01 * x),
+    "mish": lambda x: x * torch.tanh(torch.log1p(torch.exp(-x.abs())) + x.clamp_min(0)),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "no activation": lambda x: x,
+}
+
+_ALIASES = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": TEN_DIGITS,
+    "swish": "silu",
+    "relu2": "relu squared",
+    "gelu_quick": "quick_gelu",
+    "gelu_python": "gelu",
+}
+
+#: Architectures that state no activation: it is in the modelling file.
+_UNSTATED = {
+    "BloomForCausalLM": "gelu_tanh with sqrt(2/pi) = 0.79788456",
+    "MptForCausalLM": "gelu",
+}
+
+
+def activation(config: Any, fam: Family) -> str:
+    """Name of the MLP's activation, a key of :data:`ACTIVATIONS`.
+
+    Raises:
+        KeyError: it is none of them.
+    """
+    found = _UNSTATED.get(fam.architecture)
+    if found is None:
+        names = ("hidden_activation", "hidden_act", "activation_function", "activation", "act_fn")
+        stated = first(config, *names, default="")
+        found = _ALIASES.get(stated, stated)
+    if found not in ACTIVATIONS:
+        raise KeyError(f"no formula of activation {found!r}")
+    return found
+
+
+# --- attention --------------------------------------------------------------------------------
+
+
+def attention_scale(config: Any, fam: Family, d: Dims, layer: int) -> tuple[float, str]:
+    """What products of queries and keys are multiplied by, and how that is written."""
+    scalar = first(config, "query_pre_attn_scalar")
+    if scalar is not None:
+        return float(scalar) ** -0.5, f"1/sqrt(query_pre_attn_scalar = {scalar})"
+    if fam.architecture == "GPTNeoForCausalLM" or getattr(config, "scale_attn_weights", True) in (
+        False,
+    ):
+        return 1.0, "1: products are not scaled"
+    inner = getattr(config, "attn_config", None)
+    stated = first(inner, "softmax_scale") if inner is not None else None
+    if stated is not None:
+        return float(stated), f"softmax_scale = {stated}"
+    stated = first(config, "attention_multiplier")
+    if stated is not None:
+        return float(stated), f"attention_multiplier = {stated}"
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        return d.d_head**-0.5 / (layer + 1), "1/sqrt(d_head)/(layer + 1)"
+    return d.d_head**-0.5, f"1/sqrt({d.d_head})"
+
+
+def logit_scale(config: Any) -> tuple[float, str]:
+    """What logits are multiplied by, and how the config says so."""
+    stated = first(config, "logits_scaling")
+    if stated is not None:
+        return 1 / float(stated), f"logits_scaling = {stated}"
+    stated = first(config, "logit_scale")
+    return (1.0, "") if stated is None else (float(stated), f"logit_scale = {stated}")
+
+
+def clip(config: Any) -> float | None:
+    """Queries, keys and values are clamped to plus and minus this."""
+    inner = getattr(config, "attn_config", None)
+    found = first(config, "clip_qkv")
+    if found is None and inner is not None:
+        found = first(inner, "clip_qkv")
+    return None if found is None else float(found)
+
+
+def slopes(config: Any, fam: Family, d: Dims) -> torch.Tensor | None:
+    """Alibi slopes [head] (Press et al. 2022), or None if positions enter otherwise."""
+    if fam.rotary or fam.pos_embed is not None:
+        return None
+    n = d.n_heads
+    if fam.architecture == "MptForCausalLM":
+        bias_max = float(first(config.attn_config, "alibi_bias_max", default=8))
+        power = 2 ** math.ceil(math.log2(n))
+        found = [2.0 ** (-bias_max * (i + 1) / power) for i in range(power)]
+        if power != n:
+            found = (found[1::2] + found[::2])[:n]
+        return torch.tensor(found, dtype=torch.float64)
+    power = 2 ** math.floor(math.log2(n))
+    found = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+    if power != n:
+        found += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(n - power)]
+    slopes = torch.tensor(found[:n], dtype=torch.float64)
+    if fam.architecture == "FalconForCausalLM":
+        # Before scores are scaled; and in eager attention twice: with the mask, and by itself
+        # (modeling_falcon.py of transformers 5.23).
+        return slopes * 2 * d.d_head**-0.5
+    return slopes

@@ -1,0 +1,259 @@
+"""Attention from projected queries and keys to its pattern, one stage after another.
+
+Each stage can be recomputed from the reference's values just before it, so that a hypothesis
+about one stage needs none of the others, and a port that hides a stage is met at the next one
+that it shows.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from conformance.diagnose import facts, rotary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conformance.diagnose.evidence import Evidence, Scene
+    from conformance.diagnose.facts import Norm
+    from conformance.diagnose.registry import Predicted
+    from conformance.diagnose.rotary import Rope
+
+
+class Stage(enum.IntEnum):
+    """The stages of attention, in order of computation."""
+
+    PROJECTED = 0
+    NORMED = 1
+    CLIPPED = 2
+    ROTATED = 3
+    SCORES = 4
+    PATTERN = 5
+    MIXED = 6
+    OUT = 7
+
+
+#: Stage -> the kinds of site that show it; none shows what is clipped.
+SHOWN: dict[Stage, tuple[str, ...]] = {
+    Stage.PROJECTED: ("attn.q", "attn.k", "attn.v"),
+    Stage.NORMED: ("attn.q_normed", "attn.k_normed"),
+    Stage.CLIPPED: (),
+    Stage.ROTATED: ("attn.rot_q", "attn.rot_k"),
+    Stage.SCORES: ("attn.scores",),
+    Stage.PATTERN: ("attn.pattern",),
+    Stage.MIXED: ("attn.z",),
+}
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which keys a query sees.
+
+    Attributes:
+        offset: the last key, counted from the query: 0 is causal.
+        window: how many keys back, its own among them; None for all.
+        padding: whether padding is hidden.
+        lonely: what a query does that would see nothing: ``own`` keeps what it should see,
+            ``all`` spreads evenly over every key.
+        stray: the right window, where keys beyond it are seen whether or not they are padding.
+    """
+
+    offset: int = 0
+    window: int | None = None
+    padding: bool = True
+    lonely: Literal["own", "all"] = "own"
+    stray: int | None = None
+
+
+@dataclass(frozen=True)
+class QKNorm:
+    """The norm of queries or keys.
+
+    Attributes:
+        rule: its formula.
+        full: over all heads at once, not over each.
+        weight: which norm's weight: ``q_norm`` or ``k_norm``; None for no weight.
+        scale: what its output is multiplied by, 1 in a right port.
+    """
+
+    rule: Norm
+    full: bool
+    weight: str | None
+
+    def __call__(self, x: torch.Tensor, scene: Scene) -> torch.Tensor:
+        """``x`` is [batch, pos, head, d_head]."""
+        w = None if self.weight is None else scene.weight(f"attn.{self.weight}.w")
+        b = None if self.weight is None else scene.weight(f"attn.{self.weight}.b")
+        if self.full:
+            return self.rule(x.flatten(-2), w, b).unflatten(-1, x.shape[-2:])
+        return self.rule(x, w, b)
+
+
+@dataclass(frozen=True)
+class Formula:
+    """Attention of one layer up to its pattern.
+
+    Attributes:
+        q_norm, k_norm: norms of queries and keys, or None.
+        clip: bound of queries, keys and values, or None.
+        q_rope, k_rope: their rotation, or None.
+        scale: of products of queries and keys.
+        cap: scores are cap tanh(score / cap), or None.
+        slopes: alibi slopes [head], or None.
+        tiled: key heads are repeated a, b, a, b and not a, a, b, b.
+        mask: which keys a query sees.
+        sinks: a learned score that takes its part of the softmax and is left out.
+    """
+
+    q_norm: QKNorm | None
+    k_norm: QKNorm | None
+    clip: float | None
+    q_rope: Rope | None
+    k_rope: Rope | None
+    scale: float
+    cap: float | None
+    slopes: torch.Tensor | None
+    mask: Mask
+    sinks: bool
+    tiled: bool = False
+
+
+def right(evidence: Evidence, layer: int) -> Formula:
+    """The checkpoint's own formula.
+
+    Raises:
+        KeyError: a part of it is not known here.
+    """
+    config, fam, d = evidence.config, evidence.family, evidence.dims
+    q_norm = k_norm = None
+    if fam.qk_norm is not None:
+        rule, full = facts.norm(config, fam), fam.qk_norm == "full"
+        q_norm, k_norm = QKNorm(rule, full, "q_norm"), QKNorm(rule, full, "k_norm")
+    turned = rotary.setting(config, fam, d, layer)
+    rope = None if turned is None else turned.rope()
+    cap = facts.first(config, "attn_logit_softcapping")
+    return Formula(
+        q_norm=q_norm,
+        k_norm=k_norm,
+        clip=facts.clip(config),
+        q_rope=rope,
+        k_rope=rope,
+        scale=facts.attention_scale(config, fam, d, layer)[0],
+        cap=None if cap is None else float(cap),
+        slopes=facts.slopes(config, fam, d),
+        mask=Mask(window=d.windows[layer]),
+        sinks=fam.sinks is not None,
+    )
+
+
+def compute(scene: Scene, f: Formula, since: Stage, until: Stage) -> Predicted:
+    """Values at the sites of stage ``until``, recomputed from the reference's before ``since``."""
+    d, fam = scene.evidence.dims, scene.evidence.family
+    if since > Stage.ROTATED and fam.rotary:
+        q, k = scene.truth("attn.rot_q"), scene.truth("attn.rot_k")
+    else:
+        q, k = _before_rotation(scene, f, since)
+        if until == Stage.NORMED:
+            return {"attn.q_normed": q, "attn.k_normed": k}
+        q, k = (_clipped(t, f.clip) for t in (q, k))
+        q = q if f.q_rope is None else f.q_rope(q, scene.positions)
+        k = k if f.k_rope is None else f.k_rope(k, scene.positions)
+        if until == Stage.ROTATED:
+            return {"attn.rot_q": q, "attn.rot_k": k}
+    if since > Stage.SCORES:
+        raise ValueError("the mask is part of the scores: begin there")
+    repeats = (1, 1, d.group, 1)
+    k = k.repeat(*repeats) if f.tiled else k.repeat_interleave(d.group, dim=2)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * f.scale
+    if f.cap is not None:
+        scores = f.cap * torch.tanh(scores / f.cap)
+    if f.slopes is not None:
+        keys = torch.arange(scores.shape[-1])
+        if fam.architecture != "MptForCausalLM" and scene.prompt.mask is not None:
+            at = (scene.positions * scene.prompt.mask)[:, None, None, :]
+        else:
+            at = (keys - (0 if fam.architecture != "MptForCausalLM" else len(keys) - 1)).reshape(
+                1, 1, 1, -1
+            )
+        scores = scores + f.slopes[:, None, None] * at
+    seen = visible(scene, f.mask)
+    lonely = ~seen.any(-1, keepdim=True)
+    if f.mask.lonely == "own":
+        seen = torch.where(lonely, visible(scene, Mask(window=f.mask.window)), seen)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if until == Stage.SCORES:
+        return {"attn.scores": scores}
+    if f.mask.lonely == "all":
+        scores = torch.where(lonely, torch.zeros_like(scores), scores)
+    return {"attn.pattern": _softmax(scene, scores, sinks=f.sinks)}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a hypothesis about attention is asked for.
+
+    Attributes:
+        formula: the checkpoint's own.
+        since, until: the stages that are recomputed.
+    """
+
+    evidence: Evidence
+    layer: int
+    formula: Formula
+    since: Stage
+    until: Stage
+
+    def by(self, changed: Formula) -> Callable[[Scene], Predicted]:
+        """What another formula gives."""
+        return lambda scene: compute(scene, changed, self.since, self.until)
+
+    def varied(self, change: Callable[[float], Formula]) -> Callable[[Scene, float], Predicted]:
+        """What a formula with one parameter gives."""
+        return lambda scene, value: compute(scene, change(value), self.since, self.until)
+
+
+def _before_rotation(scene: Scene, f: Formula, since: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+    fam = scene.evidence.family
+    if fam.qk_norm is not None and since > Stage.NORMED:
+        return scene.truth("attn.q_normed"), scene.truth("attn.k_normed")
+    q, k = scene.truth("attn.q"), scene.truth("attn.k")
+    return (
+        q if f.q_norm is None else f.q_norm(q, scene),
+        k if f.k_norm is None else f.k_norm(k, scene),
+    )
+
+
+def _clipped(t: torch.Tensor, bound: float | None) -> torch.Tensor:
+    return t if bound is None else t.clamp(-bound, bound)
+
+
+def values(scene: Scene, bound: float | None) -> torch.Tensor:
+    """Values as they are mixed, [batch, pos, kv_head, d_head]."""
+    return _clipped(scene.truth("attn.v"), bound)
+
+
+def visible(scene: Scene, mask: Mask) -> torch.Tensor:
+    """Bool [batch, head (1), query, key]: which keys each query sees."""
+    n = torch.arange(scene.prompt.tokens.shape[1])
+    back = n[:, None] - n[None, :]
+    seen = back >= -mask.offset
+    if mask.window is not None:
+        seen = seen & (back < mask.window)
+    seen = seen.expand(scene.prompt.tokens.shape[0], 1, *seen.shape)
+    if mask.padding and scene.prompt.mask is not None:
+        real = scene.prompt.mask.bool()[:, None, None, :]
+        seen = seen & (real if mask.stray is None else real | (back >= mask.stray))
+    return seen
+
+
+def _softmax(scene: Scene, scores: torch.Tensor, *, sinks: bool) -> torch.Tensor:
+    if not sinks:
+        return scores.softmax(-1).nan_to_num()
+    sink = scene.weight("attn.sinks")
+    assert sink is not None
+    column = sink[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
