@@ -59,6 +59,46 @@ MASKED_BELOW = -6e4
 #: weight) are exact to one rounding of the checkpoint's dtype on either side: two roundings.
 DERIVED_WEIGHT_ULP = 2.0
 
+# --- what the words of an explanation depend on; no verdict does ---------------------------------
+
+#: Numbers and tensors that agree to this, relative, are called the same: far above what roundoff
+#: leaves in promoted float64 (1e-15 to 5e-14, as above), far below the smallest seeded fault of a
+#: formula (a rotary base 0.01 % off).
+SAME = 1e-9
+
+#: Two heads or slopes that agree to this, relative, are candidates for being the same ones; what
+#: follows from that is put to the test like any hypothesis.
+SIMILAR = 1e-6
+
+#: A number that a person wrote is this near to the one fitted, relative, or the fitted one is
+#: stated as it is; the written one is put to the test like any hypothesis.
+ABOUT = 1e-3
+
+#: A cause leaves at most this part of the difference unexplained: far below what any second fault
+#: in the same place leaves, far above roundoff.
+UNEXPLAINED = 1e-3
+
+#: Probabilities below this underflow on one side or the other; they tell nothing of a mask.
+UNDERFLOW = 1e-30
+
+#: Above this, relative, a difference is plain in float32: a reproduction needs no promotion. Ten
+#: thousand times float32's roundoff and more.
+PLAIN_IN_FLOAT32 = 1e-2
+
+#: What a standalone reproduction calls no difference, relative: a hundred times under what makes
+#: it run in float32 at all; in promoted float64 ten times the floor, for it knows no spread.
+SCRIPT_ALLOWED: dict[str, float] = {"float32": 1e-4, "float64": 10 * SAME_FUNCTION_FLOOR}
+
+
+def same_number(a: float, b: float) -> bool:
+    """Whether two numbers are the same up to roundoff."""
+    return math.isclose(a, b, rel_tol=SAME)
+
+
+def about(a: float, b: float) -> bool:
+    """Whether one number may be the other, rounded."""
+    return math.isclose(a, b, rel_tol=ABOUT)
+
 
 def same_function(spread: float) -> tuple[float, str]:
     """The bound on a relative difference in promoted float64, and where it comes from.

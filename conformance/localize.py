@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from conformance import whereabouts
+from conformance.bounds import SAME, about
 from conformance.explanations import Location
 from conformance.localize_weights import Loaded, component, numbers, stem
 from conformance.reference import ISOLATION_PROMPTS
@@ -430,7 +431,7 @@ class Localizer:
         if own is None or right is None or own.numel() != right.numel():
             return ""
         own = own.reshape(right.shape).double()
-        if float((own - right).abs().max()) <= 1e-9 * float(right.abs().max()):
+        if float((own - right).abs().max()) <= SAME * float(right.abs().max()):
             return ""
         layer = parse(site).layer
         truths = {
@@ -551,4 +552,4 @@ def _contrast(prompt: str, agreeing: Sequence[str]) -> str:
 
 
 def _near(a: float, b: float | None) -> bool:
-    return b is None or math.isclose(a, b, rel_tol=1e-3) or not math.isfinite(a + b)
+    return b is None or about(a, b) or not math.isfinite(a + b)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conformance.bounds import PLAIN_IN_FLOAT32, SCRIPT_ALLOWED
 from conformance.explanations import MinimalCase
 from conformance.script import INSIDE, Case, Port, Source, write
 from conformance.sites import parse
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 
 FILE_NAME = "reproduce.py"
 
-#: Above this, a difference is plain in float32 and the script needs no promotion.
-_PLAIN_IN_FLOAT32 = 1e-2
-#: What the script calls no difference, in float32 and in promoted float64.
-_ALLOWED_FLOAT32, _ALLOWED_FLOAT64 = 1e-4, 1e-11
 #: A model made in the script is kept below a real one's size.
 _FEW_LAYERS = 4
 #: Longest time for one run of a script, in seconds.
@@ -173,7 +170,7 @@ def candidates(
     fam, n_layers = subject.family, subject.dims.n_layers
     where = parse(site).layer
     precision = location.kind == "precision"
-    exact = not precision and not (location.measured or 0.0) > _PLAIN_IN_FLOAT32
+    exact = not precision and not (location.measured or 0.0) > PLAIN_IN_FLOAT32
     for keep in _slices(where, n_layers):
         for drawn in (True, False):
             if drawn and model.evidence == "real" and len(keep) == n_layers > _FEW_LAYERS:
@@ -196,7 +193,7 @@ def candidates(
                 mask=mask,
                 layers=len(keep),
                 exact=exact,
-                allowed=_ALLOWED_FLOAT64 if exact else _ALLOWED_FLOAT32,
+                allowed=SCRIPT_ALLOWED["float64" if exact else "float32"],
                 dtype=model.dtype if precision else None,
                 crashes=location.kind == "structure" and location.site is None,
             )

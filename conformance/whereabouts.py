@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from conformance.bounds import MASKED_BELOW, ZERO
+from conformance.bounds import MASKED_BELOW, SAME, UNDERFLOW, ZERO
 from conformance.compare import kept
 from conformance.sites import parse
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 #: An axis of which more than this part is wrong is wrong everywhere, for a reader.
 _MOST = 0.9
-#: Two tensors whose distance is below this part of their size are the same, for a description.
-_SAME = 1e-9
 #: More indices than this are not listed one by one.
 _LISTED = 6
 
@@ -187,7 +185,7 @@ def _mask(
     queries = valid[:, None, :, None]
     extra, missing = theirs & ~ours & queries, ours & ~theirs & queries
     if kind == "attn.pattern":  # what underflows on one side only is no mask
-        extra, missing = extra & (value > 1e-30), missing & (truth > 1e-30)
+        extra, missing = extra & (value > UNDERFLOW), missing & (truth > UNDERFLOW)
     elif not bool(theirs[queries.expand_as(theirs)].logical_not().any()):
         return None  # the port shows scores before masking
     words = []
@@ -281,16 +279,16 @@ def _resemblance(
     if not bool((value != 0).any()):
         return "the port shows zeros"
     factor = float((truth * value).sum()) / size**2
-    if abs(factor) > 0 and float((value - factor * truth).norm()) <= _SAME * size * abs(factor):
+    if abs(factor) > 0 and float((value - factor * truth).norm()) <= SAME * size * abs(factor):
         times = f"{factor:.6g}"
         return "" if times == "1" else f"the port's values are {times} times the reference's"
     if head_axis is not None:
         name = "key/value head" if axes[head_axis] == "kv_head" else "head"
         return _heads_exchanged(truth.movedim(head_axis, 0), value.movedim(head_axis, 0), name)
     if axes[:2] == ("batch", "pos") and truth.shape[1] > 2:
-        if float((truth[:, :-1] - value[:, 1:]).norm()) <= _SAME * size:
+        if float((truth[:, :-1] - value[:, 1:]).norm()) <= SAME * size:
             return "each position has what the reference has at the one before it"
-        if float((truth[:, 1:] - value[:, :-1]).norm()) <= _SAME * size:
+        if float((truth[:, 1:] - value[:, :-1]).norm()) <= SAME * size:
             return "each position has what the reference has at the one after it"
     return ""
 
@@ -302,7 +300,7 @@ def _heads_exchanged(truth: torch.Tensor, value: torch.Tensor, name: str = "head
         same = [
             g
             for g in range(truth.shape[0])
-            if size[g] > 0 and float((value[h] - truth[g]).norm()) <= _SAME * size[g]
+            if size[g] > 0 and float((value[h] - truth[g]).norm()) <= SAME * size[g]
         ]
         if not same:
             return ""
@@ -328,7 +326,7 @@ def same_as(value: torch.Tensor, truths: Mapping[str, torch.Tensor]) -> str | No
             continue
         a, b = (torch.where(hidden, 0.0, t.double()) for t in (truth, value))
         size = float(a.norm())
-        if 0 < size < float("inf") and float((a - b).norm()) <= _SAME * size:
+        if 0 < size < float("inf") and float((a - b).norm()) <= SAME * size:
             return name
     return None
 
@@ -380,7 +378,7 @@ def _matrix_like(expected: torch.Tensor, found: torch.Tensor, axes: Sequence[str
     if not bool((found != 0).any()):
         return "the port's is zero"
     factor = float((expected * found).sum()) / size**2 if size else 0.0
-    if factor and float((found - factor * expected).norm()) <= _SAME * size * abs(factor):
+    if factor and float((found - factor * expected).norm()) <= SAME * size * abs(factor):
         times = f"{factor:.6g}"
         return "" if times == "1" else f"it is {times} times the checkpoint's"
     if expected.ndim and axes[0] == "head":

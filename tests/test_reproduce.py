@@ -161,7 +161,7 @@ def test_a_real_defect_is_shown_by_its_script_in_a_fresh_interpreter(
         [sys.executable, "-W", "ignore", str(tmp_path / "script.py")],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 1, done.stderr

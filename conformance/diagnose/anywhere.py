@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 
+from conformance.bounds import SIMILAR, ZERO
 from conformance.diagnose.fit import hidden
 from conformance.diagnose.registry import Fitted, Proposal, Step, number
 from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS, KINDS
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from conformance.diagnose.evidence import Evidence, Scene
     from conformance.diagnose.registry import Predicted
 
-#: Relative distance below which two heads are taken for the same one: far above roundoff, far
-#: below any two heads. The permutation that this finds is put to the test like any hypothesis.
-_SAME_HEAD = 1e-6
 #: A dropout's rate is between these.
 _RATES = (0.005, 0.9)
+#: How far the part that was dropped may be from the rate: a short prompt has few entries.
+_SAMPLING = 0.15
 
 
 def anywhere_step(evidence: Evidence, kind: str, layer: int | None) -> Step:
@@ -82,11 +81,11 @@ def _order(evidence: Evidence, kind: str, axis: int) -> tuple[int, ...] | None:
         shown, right = (
             t.transpose(1, 2)[valid].transpose(0, 1).flatten(1) for t in (subject, truth)
         )
-    away = (shown[:, None] - right[None]).abs().amax(-1) / right.abs().amax().clamp_min(1e-300)
+    away = (shown[:, None] - right[None]).abs().amax(-1) / right.abs().amax().clamp_min(ZERO)
     if not bool(away.isfinite().all()):
         return None
     near, order = away.min(-1)
-    if float(near.max()) > _SAME_HEAD:
+    if float(near.max()) > SIMILAR:
         return None
     found = tuple(order.tolist())
     return found if len(set(found)) == len(found) else None
@@ -109,7 +108,7 @@ def _dropout(evidence: Evidence) -> Iterator[Proposal]:
     rate = 1 - float((truth[kept] / shown[kept]).median())
     rate = round(rate, 6)
     lost = 1 - float(kept.sum()) / float(real.sum())
-    if not _RATES[0] < rate < _RATES[1] or not math.isclose(lost, rate, abs_tol=0.15):
+    if not _RATES[0] < rate < _RATES[1] or abs(lost - rate) > _SAMPLING:
         return
 
     def predict(scene: Scene) -> Predicted:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from conformance.bounds import MASKED_BELOW
+from conformance.bounds import EPS, MASKED_BELOW, about, same_number
 from conformance.compare import kept
 from conformance.metrics import difference
 from conformance.sites import parse
@@ -22,9 +22,6 @@ _STEPS = 12
 _DELTA = 1e-5
 #: How many starts are refined.
 _REFINED = 3
-#: A value that a person would have written is this near to the fitted one (relative), or the
-#: fitted one is stated as it is.
-_NEAR = 1e-3
 
 
 def counted(
@@ -106,7 +103,7 @@ def fitted(
     ]
     seen: list[float] = []
     for value, _ in sorted(results, key=lambda p: p[1]):
-        if not any(math.isclose(value, other, rel_tol=1e-9) for other in seen):
+        if not any(same_number(value, other) for other in seen):
             seen.append(value)
             yield value
 
@@ -137,7 +134,7 @@ def _refined(
         else:
             break
         gain, value, best = abs(new - value), new, found
-        if gain <= 1e-15 * abs(value):
+        if gain <= 4 * EPS["float64"] * abs(value):
             break
     return value, best
 
@@ -147,7 +144,7 @@ def written(value: float) -> Iterator[float]:
     seen: set[float] = set()
     for digits in range(7):
         short = float(f"{value:.{digits}e}")
-        if short not in seen and math.isclose(short, value, rel_tol=_NEAR):
+        if short not in seen and about(short, value):
             seen.add(short)
             yield short
     if value not in seen:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from conformance.bounds import same_number
 from conformance.diagnose import facts
 from conformance.diagnose.facts import ACTIVATIONS, TEN_DIGITS
 from conformance.diagnose.registry import Fitted, Proposal, Step, number
@@ -99,7 +99,7 @@ def _clamps(
         f"is clamped to at most {number(top)}; {says}",
         lambda s: limited(s, top),
     )
-    if bottom < 0 and math.isclose(bottom, -top, rel_tol=1e-12):
+    if bottom < 0 and same_number(bottom, -top):
         yield Proposal(
             "activation_clamped", f"is clamped to plus and minus {number(top)}; {says}", both
         )

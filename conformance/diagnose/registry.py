@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from conformance.bounds import UNEXPLAINED, same_number
 from conformance.diagnose.evidence import Scene
 from conformance.diagnose.fit import apart, counted, fitted, number, written
 from conformance.explanations import Cause
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 
 #: Kind of site -> its value, as a formula has it.
 Predicted = Mapping[str, torch.Tensor]
-
-#: A cause must leave at most this part of the difference unexplained. It lies far below what any
-#: second fault in the same place leaves, and far above roundoff.
-_LEFT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -180,7 +177,7 @@ class Court:
                 compared = compared or site == self.site
                 residual = max(residual, distance)
                 without = max(without, self._distance(scene, kind, scene.truth(kind)))
-        if not compared or residual > _LEFT * without:
+        if not compared or residual > UNEXPLAINED * without:
             return None
         site = proposal.site or self.site
         return Cause(
@@ -216,7 +213,7 @@ class Court:
         starts = (family.right, *family.starts)
         for value in fitted(predict, entries(subject), starts, positive=family.positive):
             for choice in written(value):
-                if choice == family.right or math.isclose(choice, family.right, rel_tol=1e-13):
+                if same_number(choice, family.right):
                     continue
                 cause = self._try(
                     Proposal(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from conformance.bounds import SAME, SIMILAR, same_number
 from conformance.diagnose import facts
 from conformance.diagnose.evidence import Scene
 from conformance.diagnose.formulas import Stage, compute
@@ -37,7 +38,7 @@ def scores(asked: Asked) -> Iterator[Proposal | Fitted]:
             "they are divided by sqrt(d_head)": 1 / root / scale,
             f"they are divided by {layer + 1}, the layer's number, too": 1 / (layer + 1),
         }
-        why = next((w for w, v in known.items() if math.isclose(v, t, rel_tol=1e-9)), None)
+        why = next((w for w, v in known.items() if same_number(v, t)), None)
         what = f"products of queries and keys are multiplied by {number(t * scale)}"
         times = f"{number(t)} times the checkpoint's {number(scale)} ({how})"
         return f"shows that {what}, {times}" + ("" if why is None else f": {why}")
@@ -107,11 +108,15 @@ def _scaled_and_capped(asked: Asked, scale: float) -> Iterator[Fitted]:
         )
 
 
+def _agree(a: torch.Tensor, b: torch.Tensor, part: float) -> bool:
+    return bool(((a - b).abs() <= part * b.abs()).all())
+
+
 def _slopes(asked: Asked) -> Iterator[Proposal | Fitted]:
     f, by, varied = asked.formula, asked.by, asked.varied
     slopes = f.slopes
     assert slopes is not None
-    known = [(w, t) for w, t in _rules(slopes) if not torch.allclose(t, slopes, rtol=1e-12, atol=0)]
+    known = [(w, t) for w, t in _rules(slopes) if not _agree(t, slopes, SAME)]
     for what, other in known:
         yield Proposal(
             "alibi_slopes",
@@ -119,8 +124,8 @@ def _slopes(asked: Asked) -> Iterator[Proposal | Fitted]:
             by(dataclasses.replace(f, slopes=other)),
         )
     measured = _measured(asked)
-    near = [(w, t) for w, t in known if measured is not None and torch.allclose(t, measured, 1e-6)]
-    if measured is not None and not any(torch.allclose(t, measured, 1e-12, 0) for _, t in near):
+    near = [(w, t) for w, t in known if measured is not None and _agree(t, measured, SIMILAR)]
+    if measured is not None and not any(_agree(t, measured, SAME) for _, t in near):
         listed = ", ".join(f"{t:.6g}" for t in measured.tolist())
         rule = "".join(f": {what}, rounded" for what, _ in near[:1])
         yield Proposal(

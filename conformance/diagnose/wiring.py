@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from conformance.bounds import same_number
 from conformance.diagnose import facts
 from conformance.diagnose.registry import Fitted, Proposal, Step, number
 
@@ -48,7 +49,7 @@ def embed_step(evidence: Evidence) -> Step:
             "sqrt(d_model) rounded to bfloat16": float(torch.tensor(scale).bfloat16()) / scale,
             "sqrt(d_model), which the checkpoint's is not": math.sqrt(width) / scale,
         }
-        near = (w for w, v in known.items() if math.isclose(v, t, rel_tol=1e-9) and v != 1.0)
+        near = (w for w, v in known.items() if same_number(v, t) and v != 1.0)
         why = next(near, None)
         what = f"is the token's row multiplied by {number(t * scale)}, not by {number(scale)}"
         return what if why is None else f"{what}: {why}"
