@@ -27,6 +27,7 @@ from conformance.faults.norms import (
     norm_eps,
     norm_weight,
     rms,
+    weight_is_offset,
 )
 from conformance.faults.weights import weight
 from conformance.prompts import Prompt
@@ -217,7 +218,7 @@ def _norm_folded(subject: LensModel) -> Iterator[None]:
     module = norm(subject, f"{_PRE}.ln1")
     gain = norm_weight(module)
     assert gain is not None
-    offset = getattr(module, "uses_weight_offset", False)
+    offset = weight_is_offset(module)
     gain = norm_effective(module, gain).clone()
     with contextlib.ExitStack() as stack:
         for name in ("W_Q", "W_K", "W_V"):

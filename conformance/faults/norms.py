@@ -129,8 +129,16 @@ def _other_centring(y: torch.Tensor, x: torch.Tensor, module: Any) -> torch.Tens
     return y + (delta if w is None else delta * norm_effective(module, w))
 
 
+def weight_is_offset(module: Any) -> bool:
+    """Whether a norm multiplies by 1 + its weight."""
+    says = getattr(module, "uses_weight_offset", None)
+    if says is None:  # a 3.x bridge does not say; the class that it wraps does
+        return "Gemma" in type(original(module)).__name__
+    return bool(says)
+
+
 def norm_effective(module: Any, w: torch.Tensor) -> torch.Tensor:
-    return 1 + w if getattr(module, "uses_weight_offset", False) else w
+    return 1 + w if weight_is_offset(module) else w
 
 
 def _no_bias(y: torch.Tensor, _: torch.Tensor, module: Any) -> torch.Tensor:
