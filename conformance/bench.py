@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from conformance.checks.base import Context, Pass
 from conformance.checks.names import CHECKS
+from conformance.errors import ConformanceError
 from conformance.jobs import Job
 from conformance.proof import GATES, Proof
 from conformance.recall import Recall
@@ -67,6 +68,8 @@ class Bench:
     wrong: bool = False
     _baseline: Proof | None = None
     _recall: Recall = field(default_factory=Recall)
+    _unfaulted_runs: dict[str, Found] = field(default_factory=dict)
+    _fresh: Callable[[], LensModel] | None = None
 
     @classmethod
     def load(
@@ -78,11 +81,13 @@ class Bench:
         *,
         loader: str | None = None,
         prompts: Sequence[str] = PROMPTS,
+        invariants: bool = False,
     ) -> Bench:
         """Run or read the reference, load the port and see how it does unfaulted.
 
         Args:
             prompts: what the unfaulted port is judged on; no names for every prompt.
+            invariants: judge it by the checks that make runs of their own, too.
         """
         import torch
 
@@ -102,8 +107,9 @@ class Bench:
             return load(job, checkpoint, reference, DTYPES[dtype], progress)
 
         bench = cls(job, checkpoint, reference, loaded("float64"), loaded(model.dtype))
+        bench._fresh = lambda: loaded("float64")
         progress(f"{model.id} {subject}: unfaulted")
-        bench._judge_unfaulted(loaded, prompts)
+        bench._judge_unfaulted(loaded, prompts, invariants)
         return bench
 
     @property
@@ -116,7 +122,11 @@ class Bench:
         assert self._baseline is not None
         return self._baseline
 
-    def _judge_unfaulted(self, loaded: Callable[[str], LensModel], names: Sequence[str]) -> None:
+    def _judge_unfaulted(
+        self, loaded: Callable[[str], LensModel], names: Sequence[str], invariants: bool
+    ) -> None:
+        from conformance.checks import registry
+
         since = time.perf_counter()
         prompts = [p for p in self.reference.prompts if not names or p.name in names]
         found: Found = {}
@@ -129,6 +139,10 @@ class Bench:
                 # From here on it is processed, and processing again would be wrong.
                 processed.process_weights = lambda: None  # type: ignore[method-assign]
                 self.processed[dtype] = processed
+        if invariants:
+            for name, check in registry().items():
+                if check.runs:
+                    _merge(found, self._invariants(name))
         self._recall.learning = False
         failures = {name: [c for c in cs if not c.ok] for name, cs in found.items()}
         self.known = frozenset(_key(name, c) for name, cs in failures.items() for c in cs)
@@ -174,7 +188,12 @@ class Bench:
         prompts = [p for p in self.reference.prompts if p.name in PROMPTS]
         found: Found = {}
         gates: dict[str, bool] = {}
-        if fault.corrupt is not None:
+        if fault.needs is not None:
+            known = self._invariants(fault.needs)
+            with fault.apply(self.exact):
+                found = self._run_check(fault.needs)
+            self.known |= {_key(name, c) for name, cs in known.items() for c in cs if not c.ok}
+        elif fault.corrupt is not None:
             for prompt in prompts:
                 with self._corrupted(fault, "float64") as subject:
                     _merge(found, self._judge_processed("float64", subject, [prompt]))
@@ -196,7 +215,7 @@ class Bench:
 
     def provable(self, fault: Fault) -> bool:
         """Whether this port has what the fault breaks, and checks exist that could see it."""
-        if fault.needs is not None:
+        if fault.needs is not None and fault.needs not in CHECKS:
             return False
         if fault.corrupt is not None and len(self.processed) < len({"float64", self.used_dtype}):
             return False
@@ -287,7 +306,7 @@ class Bench:
     # --- running ---
 
     def _context(self, subject: LensModel) -> Context:
-        return Context(self.reference, subject, recall=self._recall)
+        return Context(self.reference, subject, recall=self._recall, fresh=self._fresh)
 
     def _judge(self, dtype: str, prompts: Sequence[Prompt], isolated: Sequence[Prompt]) -> Found:
         """All checks but that of processed weights, on all prompts: check -> comparisons."""
@@ -340,6 +359,26 @@ class Bench:
         if dtype == "float64":
             read_weights(running, context)
         return running, context
+
+    def _run_check(self, name: str) -> Found:
+        """One check that makes runs of its own: check -> comparisons."""
+        from conformance.checks import registry
+        from conformance.engine import Running, run_checks
+        from conformance.experiments import store
+
+        model = self.job.model
+        store.ensure(model, self.checkpoint, self.reference.path, (name,), _silent)
+        running = Running([registry()[name]()])
+        run_checks(running, self._context(self.exact), _silent)
+        if name in running.errors:
+            raise ConformanceError(running.errors[name], "this is the harness's failure")
+        return _found(running)
+
+    def _invariants(self, name: str) -> Found:
+        """What such a check finds unfaulted; run once."""
+        if name not in self._unfaulted_runs:
+            self._unfaulted_runs[name] = self._run_check(name)
+        return self._unfaulted_runs[name]
 
     def _judge_processed(self, dtype: str, subject: LensModel, prompts: Sequence[Prompt]) -> Found:
         from conformance.checks import registry

@@ -123,10 +123,10 @@ def _processed(
             truth = reference.truth(prompt.name, name)
             if truth.shape != value.shape:
                 return
-            if name.endswith("resid_post"):
-                truth, value = _centred(truth), _centred(value)
             allowed = bounds.same_function(reference.spread(prompt.name, name))[0]
-            seen[name] = (measure(name, truth, value, prompt.valid).rel_max, allowed)
+            centre = name.endswith("resid_post")
+            found = measure(name, truth, value, prompt.valid, centre=centre)
+            seen[name] = (found.rel_max, allowed)
 
     try:
         process(subject, chosen)
@@ -135,8 +135,8 @@ def _processed(
         lines = str(error).splitlines() or [""]
         note = f"it raises {type(error).__name__}: {lines[0][:200]}"
         return Processed(Bisection(flag, None if flag == OPTIONAL else False, note=note))
-    truth = _centred(reference.truth(prompt.name, "logits"))
-    found = measure("logits", truth, _centred(logits), prompt.valid).rel_max
+    truth = reference.truth(prompt.name, "logits")
+    found = measure("logits", truth, logits, prompt.valid, centre=True).rel_max
     allowed = bounds.same_function(reference.spread(prompt.name, CENTRED))[0]
     first = next((name for name, (d, limit) in seen.items() if not d <= limit), None)
     ok = found <= allowed
@@ -148,10 +148,6 @@ def _centres(subject: LensModel) -> bool:
     """Whether the port's norms subtract the mean; without it, centring changes the function."""
     kind = str(getattr(subject.model.cfg, "normalization_type", "LN"))
     return "RMS" not in kind and not getattr(subject.model.cfg, "uses_rms_norm", False)
-
-
-def _centred(t: torch.Tensor) -> torch.Tensor:
-    return t - t.mean(-1, keepdim=True)
 
 
 def dtypes(

@@ -7,6 +7,7 @@ are in memory at a time.
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 import traceback
@@ -18,6 +19,7 @@ from conformance.checkpoints import Checkpoint, resolve
 from conformance.checks import registry
 from conformance.checks.base import Check, Context, Pass, structure
 from conformance.errors import ImplementationError, NotApplicable
+from conformance.experiments import code_hashes
 from conformance.reference import (
     ISOLATION_PROMPTS,
     Reference,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from conformance.jobs import Emit, Job
 
 code_hash()
+code_hashes()
 
 
 def run_job(job: Job, emit: Emit) -> None:
@@ -58,7 +61,10 @@ def run_job(job: Job, emit: Emit) -> None:
     cache = Path(job.cache)
     checkpoint = resolve(job.model, cache, progress)
     if job.kind == "reference":
-        ensure(job.model, checkpoint, cache, progress)
+        from conformance.experiments import store
+
+        trace = ensure(job.model, checkpoint, cache, progress)
+        store.ensure(job.model, checkpoint, trace, job.checks, progress)
     elif job.kind == "subject":
         _judge(job, checkpoint, cache, emit, progress)
 
@@ -77,6 +83,8 @@ class Running:
 
     checks: list[Check]
     seconds: dict[str, float] = field(default_factory=dict)
+    #: Check -> why the harness could not bring it to its end.
+    errors: dict[str, str] = field(default_factory=dict)
 
     def spend(self, check: Check, since: float) -> None:
         self.seconds[check.name] = self.seconds.get(check.name, 0.0) + time.perf_counter() - since
@@ -103,9 +111,16 @@ def _judge(
     for dtype in dtypes:
         subject = load(job, checkpoint, reference, DTYPES[dtype], progress)
         context = Context(reference, subject)
+        passes = list(plan(context, dtype))
         if dtype == "float64":
             read_weights(running, context)
-        run_passes(running, context, plan(context, dtype), progress)
+        run_passes(running, context, [p for p in passes if p.mode != "processed"], progress)
+        if dtype == "float64":
+            context.fresh = functools.partial(
+                load, job, checkpoint, reference, DTYPES[dtype], progress
+            )
+            run_checks(running, context, progress)
+        run_passes(running, context, [p for p in passes if p.mode == "processed"], progress)
         del subject, context
         gc.collect()
     for check in running.checks:
@@ -116,6 +131,7 @@ def _judge(
             check.comparisons,
             {**check.metrics, **_left_out(check, reference)},
             running.seconds.get(check.name, 0.0),
+            error=running.errors.get(check.name),
         )
         emit({"event": "verdict", "record": asdict(verdict)})
 
@@ -175,6 +191,22 @@ def read_weights(running: Running, context: Context) -> None:
         check.comparisons.extend(check.weights(context))
         running.spend(check, since)
     context.parameters = {}
+
+
+def run_checks(running: Running, context: Context, progress: Callable[[str], None]) -> None:
+    """Let the checks that make runs of their own do so. One that fails does not stop the next."""
+    for check in running.checks:
+        if not check.runs:
+            continue
+        progress(f"{context.subject.name}: {check.name}")
+        since = time.perf_counter()
+        try:
+            check.comparisons.extend(check.exact(context))
+        except NotApplicable as reason:
+            check.not_applicable(check.name, reason.message)
+        except Exception as error:
+            running.errors[check.name] = f"{type(error).__name__}: {error}\n{_tail(error, 12)}"
+        running.spend(check, since)
 
 
 def plan(context: Context, dtype: str) -> Iterator[Pass]:

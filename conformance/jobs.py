@@ -25,7 +25,7 @@ class Job:
         cache: the cache directory (checkpoints and reference traces).
         subject: the subject's name; None unless ``kind`` is ``subject``.
         loader: ``package.module:function`` of a subject that the user declared.
-        checks: which checks a subject job runs.
+        checks: which checks a subject job runs, or a reference job computes things for.
     """
 
     kind: Literal["checkpoint", "reference", "subject"]

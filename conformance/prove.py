@@ -70,7 +70,7 @@ def seeded(
             "source": model.source.model_copy(update={"seed": seed}),
         }
     )
-    bench = Bench.load(other, subject, cache, progress, loader=loader, prompts=())
+    bench = Bench.load(other, subject, cache, progress, loader=loader, prompts=(), invariants=True)
     return dataclasses.replace(bench.unfaulted(), model=model.id)
 
 

@@ -117,6 +117,7 @@ class Reference:
 
         from conformance.families import dims, family
 
+        self.path = path
         self.trace = Trace(path)
         facts = self.trace.facts
         config = transformers.AutoConfig.from_pretrained(checkpoint)
@@ -372,10 +373,6 @@ def _spread(
     sections 1.5 and 3.5), so weights moved by so much show what every order of summation,
     number of threads and kernel may do, the conditioning of each site included.
     """
-    import torch
-
-    from conformance.bounds import EPS
-
     found: dict[str, Differences] = {}
     for prompt in prompts:
         progress(f"reference: float64 spread, prompt {prompt.name}")
@@ -383,14 +380,23 @@ def _spread(
         found[prompt.name] = (
             {} if skipped else _compare(model, prompt, truth, "rel_max", doubled=True)
         )
-    generator = torch.Generator().manual_seed(SEEDS["prompts"])
-    with torch.no_grad():
-        for parameter in model.model.parameters():
-            _move(parameter, EPS["float64"], generator)
+    move_weights(model)
     for prompt in prompts:
         progress(f"reference: float64 spread, weights moved, prompt {prompt.name}")
         _widen(found[prompt.name], _compare(model, prompt, truth, "rel_max"))
     return found
+
+
+def move_weights(model: HuggingFaceModel) -> None:
+    """Move every weight, in place, by up to one unit in the last place of float64."""
+    import torch
+
+    from conformance.bounds import EPS
+
+    generator = torch.Generator().manual_seed(SEEDS["prompts"])
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            _move(parameter, EPS["float64"], generator)
 
 
 def _move(parameter: torch.Tensor, unit: float, generator: torch.Generator) -> None:

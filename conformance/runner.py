@@ -100,7 +100,12 @@ class Runner:
 
     def _run_reference(self, model: ModelSpec) -> _Ending | None:
         """None when the reference is there; otherwise what becomes of every case of the model."""
-        jobs = (Job("checkpoint", model, self._cache), Job("reference", model, self._cache))
+        mine = (checks for (name, _), checks in self._checks.items() if name == model.id)
+        asked = dict.fromkeys(check for checks in mine for check in checks)
+        jobs = (
+            Job("checkpoint", model, self._cache),
+            Job("reference", model, self._cache, checks=tuple(asked)),
+        )
         outcome = self._isolate(jobs, model, None)
         if isinstance(outcome, _Ending):
             return outcome

@@ -25,17 +25,27 @@ def conclude(
     comparisons: Sequence[Comparison],
     metrics: dict[str, Any],
     duration_s: float,
+    error: str | None = None,
 ) -> Verdict:
-    """Failed if any comparison does not hold; error if nothing was compared."""
+    """Failed if any comparison does not hold; error if nothing was compared.
+
+    Args:
+        error: why the harness could not bring the check to its end; no verdict on the port then.
+    """
     failures = [c for c in comparisons if not c.ok]
     outcome: Outcome = "failed" if failures else "passed"
     reason = None
     if not comparisons:
         outcome, reason = "error", "the check compared nothing"
+        if excuses := metrics.get("not_applicable"):
+            outcome = "not_applicable"
+            reason = "; ".join(f"{what}: {why}" for what, why in excuses.items())
     divergence = first_divergence(failures)
     if failures:
         at = next((c for c in failures if c.site == divergence), failures[0])
         reason = f"{len(failures)} of {len(comparisons)} comparisons failed; first: {describe(at)}"
+    if error is not None:
+        outcome, reason = "error", f"the harness failed: {error}"
     warnings = sum(c.note.startswith("warning") for c in comparisons)
     if warnings:
         metrics = {**metrics, "warnings": warnings}

@@ -100,6 +100,6 @@ def judge(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a port's warnings are its own
-        run_job(Job("reference", model, str(cache)), emit)
+        run_job(Job("reference", model, str(cache), checks=checks), emit)
         run_job(Job("subject", model, str(cache), subject, loader, checks), emit)
     return records

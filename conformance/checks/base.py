@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import traceback
 from abc import ABC
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import conformance
 from conformance import bounds
 from conformance.compare import measure
 from conformance.records import Comparison
 from conformance.reference import CENTRED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     import torch
 
+    from conformance.experiments.base import Scope
+    from conformance.experiments.store import Stored
     from conformance.implementations.subjects import LensModel
     from conformance.prompts import Prompt
     from conformance.recall import Recall
@@ -59,6 +65,25 @@ class Context:
     tied_unembed: bool = False
     #: Comparisons that need not be made again, where one port is judged many times.
     recall: Recall | None = None
+    #: The job's subject, loaded anew in promoted float64.
+    fresh: Callable[[], LensModel] | None = None
+
+    @property
+    def scope(self) -> Scope:
+        """How much of this model the checks of invariants cover."""
+        from conformance.experiments.base import Scope
+
+        return Scope.of(self.reference.dims)
+
+    def experiment(self, check: str) -> Stored:
+        """What the reference computed for a check.
+
+        Raises:
+            TraceError: it could not, or was not asked to.
+        """
+        from conformance.experiments.store import stored
+
+        return stored(self.reference.path, check)
 
 
 class Check(ABC):
@@ -69,10 +94,35 @@ class Check(ABC):
     modes: ClassVar[frozenset[PassMode]] = frozenset()
     #: Whether it reads the loaded weights (once, in float64).
     reads_weights: ClassVar[bool] = False
+    #: Whether it makes runs of its own (:meth:`exact`).
+    runs: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.comparisons: list[Comparison] = []
         self.metrics: dict[str, Any] = {}
+
+    def exact(self, context: Context) -> Iterable[Comparison]:
+        """Make runs of one's own, of the subject in promoted float64, before its weights are
+        processed; it must be left as it was found."""
+        return ()
+
+    def not_applicable(self, what: str, reason: str) -> None:
+        """An invariant that this architecture makes meaningless, or a port cannot show."""
+        self.metrics.setdefault("not_applicable", {})[what] = reason
+
+    @contextlib.contextmanager
+    def port(self, doing: str, site: str | None = None) -> Iterator[None]:
+        """Around a call of the port: what it raises is its failure, and the check goes on.
+
+        An exception from our own code passes through.
+        """
+        try:
+            yield
+        except Exception as error:
+            if _ours(error):
+                raise
+            note = f"{doing} raised {type(error).__name__}: {error}"
+            self.comparisons.append(structure(site, note))
 
     def wants(self, run: Pass) -> bool:
         """Whether this check reads ``run``."""
@@ -97,6 +147,109 @@ class Check(ABC):
     ) -> Iterable[Comparison]:
         """Compare what the pass returned. ``loss`` is [batch, pos - 1], plain passes only."""
         return ()
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether an exception was raised in the harness's own code."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(last).is_relative_to(Path(conformance.__file__).parent)
+
+
+def agree(
+    stored: Stored,
+    key: str,
+    value: torch.Tensor,
+    *,
+    site: str | None,
+    on: str,
+    truth: torch.Tensor | None = None,
+    row_dims: int = 1,
+    note: str = "",
+) -> Comparison:
+    """One result of the subject against the reference's, under *same function*.
+
+    Args:
+        key: the result's name in the experiment: whose value, unless ``truth`` is given, and
+            whose spread count.
+        value: the subject's, of the same shape.
+        site: where a failure is to be named, if anywhere.
+        on: the prompt and what was done to it, for a reader.
+        row_dims: how many trailing dimensions share a scale (``metrics.difference``).
+    """
+    return same(
+        stored[key] if truth is None else truth,
+        value,
+        stored.spread(key),
+        site=site,
+        on=on,
+        row_dims=row_dims,
+        note=note,
+    )
+
+
+def same(
+    truth: torch.Tensor,
+    value: torch.Tensor,
+    spread: float,
+    *,
+    site: str | None,
+    on: str,
+    row_dims: int = 1,
+    note: str = "",
+) -> Comparison:
+    """Two tensors under *same function*, given how far roundoff alone moves them (relative)."""
+    from conformance.metrics import difference
+
+    if truth.shape != value.shape:
+        return structure(
+            site, f"shape {tuple(value.shape)}, expected {tuple(truth.shape)}; {note or on}", on
+        )
+    if truth.ndim == 0:
+        truth, value = truth.reshape(1), value.reshape(1)
+    found = difference(truth, value.detach(), row_dims=row_dims)
+    allowed, source = bounds.same_function(spread)
+    return Comparison(
+        judgement="same_function",
+        site=site,
+        prompt=on,
+        measured=found.rel_max,
+        allowed=allowed,
+        ok=found.rel_max <= allowed,  # NaN is not
+        index=found.index,
+        reference=found.reference,
+        subject=found.subject,
+        bound=source,
+        note=note,
+    )
+
+
+def identical(
+    truth: torch.Tensor, value: torch.Tensor, *, site: str | None, on: str, note: str = ""
+) -> Comparison:
+    """Two tensors bit for bit (NaN equals NaN); integers too."""
+    import torch
+
+    if truth.shape != value.shape or truth.dtype != value.dtype:
+        what = f"{value.dtype} {tuple(value.shape)}, expected {truth.dtype} {tuple(truth.shape)}"
+        return structure(site, f"{what}; {note or on}", on)
+    apart = (truth != value) & ~((truth != truth) & (value != value))
+    count = int(apart.sum())
+    index = None
+    if count:
+        index = tuple(int(i) for i in torch.nonzero(apart)[0])
+    return Comparison(
+        judgement="exact",
+        site=site,
+        prompt=on,
+        measured=float(count),
+        allowed=0.0,
+        ok=count == 0,
+        index=index,
+        reference=None if index is None else float(truth[index]),
+        subject=None if index is None else float(value[index]),
+        bound="bit for bit: number of entries that differ",
+        note=note,
+    )
 
 
 def judge(

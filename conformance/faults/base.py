@@ -56,7 +56,8 @@ class Fault:
         named_by: the check whose first divergence must be the site.
         corrupt: for a fault of weight processing, what it does to a subject that was processed
             rightly, given the weights before; in place. ``apply`` then makes processing wrong.
-        needs: the check that can see it, if that is not written yet; not proven then.
+        needs: the check that makes runs of its own which alone can see it: it is judged by that
+            check, and no other.
         may_differ: for equivalents: site kinds, and ``weights``, that legitimately differ.
     """
 

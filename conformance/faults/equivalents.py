@@ -87,7 +87,13 @@ def _batched(subject: LensModel) -> Iterator[None]:
     right = subject._run
 
     def doubled(
-        prompt: Prompt, on_site: Any, force: Any, on_input: Any, return_type: str
+        prompt: Prompt,
+        on_site: Any,
+        force: Any,
+        on_input: Any,
+        return_type: str,
+        edits: Any,
+        grad: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         rows = prompt.tokens.shape[0]
         twice = Prompt(
@@ -104,7 +110,8 @@ def _batched(subject: LensModel) -> Iterator[None]:
             value = force(name)
             return None if value is None else torch.cat([value, value])
 
-        logits, loss = right(twice, emit, None if force is None else forced, on_input, return_type)
+        force = None if force is None else forced
+        logits, loss = right(twice, emit, force, on_input, return_type, edits, grad)
         return logits[:rows], None if loss is None else loss[:rows]
 
     subject._run = doubled  # type: ignore[method-assign]

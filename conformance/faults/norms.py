@@ -165,6 +165,17 @@ def _norm_fault(
     )
 
 
+def _matters(tensor: torch.Tensor | None, neutral: float) -> bool:
+    """Whether leaving it out changes anything: HookedTransformer holds neutral parameters."""
+    return tensor is not None and bool((tensor != neutral).any())
+
+
+def _differ(first: Any, second: Any) -> bool:
+    """Whether the second norm changes if it gets the first one's parameters."""
+    pairs = [(get(first), get(second)) for get in (norm_weight, _bias)]
+    return any(a is not None and b is not None and not torch.equal(a, b) for a, b in pairs)
+
+
 @contextlib.contextmanager
 def _shared_norm(subject: LensModel) -> Iterator[None]:
     """The second norm of a block uses the first one's weights."""
@@ -198,7 +209,7 @@ FAULTS: tuple[Fault, ...] = (
         "the norm's bias is left out",
         f"{_PRE}.ln1",
         _no_bias,
-        lambda _, m: _bias(m) is not None,
+        lambda _, m: _matters(_bias(m), 0.0),
     ),
     _norm_fault(
         "norm_skipped", "attention reads the stream without its norm", f"{_PRE}.ln1", _skip
@@ -220,7 +231,7 @@ FAULTS: tuple[Fault, ...] = (
             not s.family.mlp_reads_ln1
             and has_norm(f"{_PRE}.ln1")(s)
             and has_norm(f"{_PRE}.ln2")(s)
-            and norm_weight(norm(s, f"{_PRE}.ln2")) is not None
+            and _differ(norm(s, f"{_PRE}.ln1"), norm(s, f"{_PRE}.ln2"))
         ),
     ),
 )

@@ -238,6 +238,16 @@ def _gain(subject: LensModel, before: dict[str, torch.Tensor], name: str) -> tor
     return 1 + w if offset else w
 
 
+def _has_gain(name: str) -> Callable[[LensModel], bool]:
+    """Whether the norm scales at all: HookedTransformer holds ones where a model has no weight."""
+
+    def applies(subject: LensModel) -> bool:
+        weights = subject.named_weights()
+        return name in weights and bool((_gain(subject, weights, name) != 1).any())
+
+    return applies
+
+
 def _along(parameter: torch.Tensor, gain: torch.Tensor, name: str) -> None:
     """Multiply a reading matrix along its d_model axis, however it is stored."""
     d_model = gain.shape[0]
@@ -365,25 +375,25 @@ FAULTS: tuple[Fault, ...] = (
         "fold_final_norm_twice",
         "the final norm folded into the head twice",
         _folded_twice("W_U", "ln_final.w"),
-        lambda s: "ln_final.w" in s.named_weights(),
+        _has_gain("ln_final.w"),
     ),
     _processing(
         "fold_mlp_norm_twice",
         "the MLP's norm folded twice",
         _folded_twice("W_in", f"{_PRE}.ln2.w"),
-        lambda s: f"{_PRE}.ln2.w" in s.named_weights() and weight(s, "W_in") is not None,
+        lambda s: _has_gain(f"{_PRE}.ln2.w")(s) and weight(s, "W_in") is not None,
     ),
     _processing(
         "fold_query_norm_twice",
         "attention's norm folded into the queries twice",
         _folded_twice("W_Q", f"{_PRE}.ln1.w"),
-        lambda s: f"{_PRE}.ln1.w" in s.named_weights() and weight(s, "W_Q") is not None,
+        lambda s: _has_gain(f"{_PRE}.ln1.w")(s) and weight(s, "W_Q") is not None,
     ),
     _processing(
         "fold_bias_dropped",
         "the final norm's bias is lost in folding",
         _bias_dropped,
-        lambda s: "ln_final.b" in s.named_weights(),
+        lambda s: bool((s.named_weights().get("ln_final.b", torch.zeros(1)) != 0).any()),
     ),
     _processing(
         "fold_value_bias_twice", "the value bias folded twice", _value_bias_twice, _has_value_bias

@@ -22,6 +22,15 @@ OnSite = Callable[[str, torch.Tensor], None]
 #: instead of its own; None leaves it alone.
 Force = Callable[[str], "torch.Tensor | None"]
 
+#: Site -> what to make of its value: laid out along the site's axes, whole batch at once. The
+#: change is made where the site is computed, so that everything after it sees the change.
+Edits = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
+
+#: Site kinds that cannot be edited, each with the reason.
+UNEDITABLE: Mapping[str, str] = {
+    "mlp.router_logits": "HuggingFace's router module turns its logits into weights itself",
+}
+
 #: Components of a block that isolation feeds separately, in order.
 BLOCK_COMPONENTS: tuple[str, ...] = ("ln1", "attn", "ln1_post", "ln2", "mlp", "ln2_post")
 
@@ -40,6 +49,8 @@ class Implementation(Protocol):
         *,
         force: Force | None = None,
         on_input: OnSite | None = None,
+        edits: Edits | None = None,
+        grad: bool = False,
     ) -> torch.Tensor:
         """One forward pass. Returns logits [batch, pos, d_vocab].
 
@@ -47,6 +58,8 @@ class Implementation(Protocol):
             on_site: called for every site as it appears, ``logits`` excepted (returned).
             force: inputs to feed components instead of their own (teacher forcing).
             on_input: called with each component's input, before forcing.
+            edits: changes to sites; ``on_site`` is shown what they made.
+            grad: keep the graph, so that the logits and the sites shown can be differentiated.
         """
         ...
 

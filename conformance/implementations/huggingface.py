@@ -19,10 +19,12 @@ from conformance.errors import ImplementationError
 from conformance.families import Dims, Family, dims, family
 from conformance.implementations.base import (
     BLOCK_COMPONENTS,
+    Edits,
     Force,
     OnSite,
     first_tensor,
     hooked_inputs,
+    replace_input,
     shaped,
 )
 from conformance.precision import promoted
@@ -48,13 +50,16 @@ _PRODUCTS = frozenset(
 _SOFTMAXES = frozenset({torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax})
 _CATS = frozenset({torch.cat, torch.concat})
 
+#: Sites that the attention tap edits itself: they are no module's input or output.
+_EDITED_BY_TAP = ("attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern")
+
 
 class _AttentionTap(TorchFunctionMode):
-    """Reads rotated q and k, scores and pattern while a layer's attention runs."""
+    """Reads, and edits, rotated q and k, scores and pattern while a layer's attention runs."""
 
-    def __init__(self, fam: Family, d: Dims, emit: OnSite) -> None:
+    def __init__(self, fam: Family, d: Dims, emit: OnSite, edits: Edits) -> None:
         super().__init__()
-        self._family, self._dims, self._emit = fam, d, emit
+        self._family, self._dims, self._emit, self._edits = fam, d, emit, edits
         self._layer: int | None = None
         self._product: tuple[torch.Tensor, torch.Tensor] | None = None
         self._sink_scores: torch.Tensor | None = None
@@ -71,17 +76,55 @@ class _AttentionTap(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._layer is None:
             return func(*args, **kwargs)
+        at = f"blocks.{self._layer}.attn."
         if func in _PRODUCTS and args[0].ndim == 4 and args[1].ndim == 4:
+            if self._edits:
+                args = (*self._edited_product(at, args[0], args[1]), *args[2:])
             self._product = (args[0], args[1])
         elif func in _CATS and self._family.sinks and len(args[0]) == 2:
             scores = args[0][0]
             if scores.ndim == 4 and args[0][1].shape[-1] == 1:
+                scores = self._edited(at + "scores", scores)
+                args = ((scores, args[0][1]), *args[1:])
                 self._sink_scores = scores
+        elif func in _SOFTMAXES and args and args[0].ndim == 4 and self._sink_scores is None:
+            args = (self._edited(at + "scores", args[0]), *args[1:])
         result = func(*args, **kwargs)
         if func in _SOFTMAXES and result.ndim == 4:
+            if self._sink_scores is None:
+                result = self._edited(at + "pattern", result)
+            elif at + "pattern" in self._edits:
+                kept = self._edited(at + "pattern", result[..., :-1])
+                result = torch.cat([kept, result[..., -1:]], dim=-1)
             self._softmax(args[0] if args else kwargs["input"], result)
             self._layer = None  # the first softmax is the pattern; experts may use others
         return result
+
+    def _edited(self, site: str, tensor: torch.Tensor) -> torch.Tensor:
+        edit = self._edits.get(site)
+        return tensor if edit is None else edit(tensor)
+
+    def _edited_product(
+        self, at: str, q: torch.Tensor, k_transposed: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The product's factors [batch, head, query, d_head], [batch, head, d_head, key]."""
+        d = self._dims
+        if not {at + "rot_q", at + "rot_k"} & set(self._edits):
+            return q, k_transposed
+        if self._product is not None:
+            raise ImplementationError(
+                f"{self._family.architecture}: attention forms two products before its softmax",
+                "say which one takes rotated q and k in implementations/huggingface.py",
+            )
+        q = self._edited(at + "rot_q", q.transpose(1, 2)).transpose(1, 2)
+        k = k_transposed.transpose(-1, -2)
+        repeated = k.shape[1] == d.n_heads != d.n_kv_heads
+        if repeated:
+            k = k[:, :: d.group]
+        k = self._edited(at + "rot_k", k.transpose(1, 2)).transpose(1, 2)
+        if repeated:
+            k = k.repeat_interleave(d.group, dim=1)
+        return q, k.transpose(-1, -2)
 
     def _softmax(self, scores: torch.Tensor, pattern: torch.Tensor) -> None:
         at = f"blocks.{self._layer}.attn."
@@ -164,6 +207,8 @@ class HuggingFaceModel:
         *,
         force: Force | None = None,
         on_input: OnSite | None = None,
+        edits: Edits | None = None,
+        grad: bool = False,
     ) -> torch.Tensor:
         """See :class:`conformance.implementations.base.Implementation`."""
         inputs: dict[str, torch.Tensor] = {"input_ids": prompt.tokens}
@@ -173,29 +218,50 @@ class HuggingFaceModel:
                 # What `generate` does: positions count real tokens only.
                 positions = (prompt.mask.cumsum(-1) - 1).clamp_min(0)
                 inputs["position_ids"] = positions
+        elif edits and self._takes_position_ids:
+            # Told so, the table of positions is read once for each row, and an edit can tell
+            # rows apart.
+            batch, pos = prompt.tokens.shape
+            inputs["position_ids"] = torch.arange(pos).repeat(batch, 1)
+        tapped = _editing(shaped(on_site, prompt), prompt, edits) if edits else None
         with contextlib.ExitStack() as stack:
-            stack.enter_context(promoted(self.dtype))
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(self._tapped(shaped(on_site, prompt)))
+            stack.enter_context(self.session(grad=grad))
+            stack.enter_context(self._tapped(tapped or shaped(on_site, prompt), edits or {}))
             stack.enter_context(hooked_inputs(self.components(), force, on_input))
             logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
         return logits
 
     @contextlib.contextmanager
-    def _tapped(self, emit: OnSite) -> Iterator[None]:
+    def session(self, *, grad: bool = False) -> Iterator[None]:
+        """What every use of :attr:`model` must happen inside: promotion; no graph unless asked."""
+        with promoted(self.dtype), torch.set_grad_enabled(grad):
+            yield
+
+    @contextlib.contextmanager
+    def _tapped(self, emit: OnSite, edits: Edits) -> Iterator[None]:
         fam, d = self.family, self.dims
-        tap = _AttentionTap(fam, d, emit)
+        tap = _AttentionTap(fam, d, emit, edits)
         with contextlib.ExitStack() as stack:
 
             def after(path: str, use: Callable[[torch.Tensor], None]) -> None:
-                def hook(_: Any, __: Any, output: Any) -> None:
-                    use(first_tensor(output))
+                def hook(_: Any, __: Any, output: Any) -> Any:
+                    shown = first_tensor(output)
+                    if not edits:
+                        return use(shown)
+                    use(shown := shown.clone())
+                    return shown if isinstance(output, torch.Tensor) else (shown, *output[1:])
 
                 stack.callback(self._module(path).register_forward_hook(hook).remove)
 
-            def before(path: str, use: Callable[[torch.Tensor], None]) -> None:
-                def hook(_: Any, args: Any, kwargs: Any) -> None:
-                    use(args[0] if args else kwargs["hidden_states"])
+            def before(
+                path: str, use: Callable[[torch.Tensor], None], *, shared: bool = False
+            ) -> None:
+                def hook(_: Any, args: Any, kwargs: Any) -> Any:
+                    shown = args[0] if args else kwargs["hidden_states"]
+                    if not edits or shared:
+                        return use(shown)
+                    use(shown := shown.clone())
+                    return replace_input(args, kwargs, shown)
 
                 handle = self._module(path).register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
@@ -216,7 +282,7 @@ class HuggingFaceModel:
         self,
         layer: int,
         tap: _AttentionTap,
-        before: Callable[[str, Callable[[torch.Tensor], None]], None],
+        before: Callable[..., None],
         after: Callable[[str, Callable[[torch.Tensor], None]], None],
         emit: OnSite,
     ) -> None:
@@ -251,10 +317,12 @@ class HuggingFaceModel:
             after(at(fam.o), to("attn_out"))
         if fam.ln2:
             if not fam.parallel:
-                before(at(fam.ln2), to("resid_mid"))
+                # The sum after the MLP reads this tensor too, and no hook can replace it there:
+                # an edit changes the tensor itself.
+                before(at(fam.ln2), to("resid_mid"), shared=True)
             after(at(fam.ln2), to("ln2"))
         elif not fam.parallel:
-            before(at(fam.mlp), to("resid_mid"))
+            before(at(fam.mlp), to("resid_mid"), shared=True)
         self._tap_mlp(layer, before, after, to)
 
     def _tap_projections(
@@ -270,7 +338,12 @@ class HuggingFaceModel:
 
             def fused(tensor: torch.Tensor) -> None:
                 for name, part in zip("qkv", split_fused(tensor, fam, d), strict=True):
+                    version = part._version
                     emit(f"blocks.{layer}.attn.{name}", part)
+                    if name == "q" and fam.qkv_layout == "grouped" and part._version != version:
+                        # Grouped queries are copied out of the projection: put them back.
+                        groups = tensor.unflatten(-1, (d.n_kv_heads, d.group + 2, d.d_head))
+                        groups[..., :-2, :] = part.unflatten(-2, (d.n_kv_heads, d.group))
 
             after(fam.at(fam.qkv, layer), fused)
         else:
@@ -290,7 +363,7 @@ class HuggingFaceModel:
     def _tap_mlp(
         self,
         layer: int,
-        before: Callable[[str, Callable[[torch.Tensor], None]], None],
+        before: Callable[..., None],
         after: Callable[[str, Callable[[torch.Tensor], None]], None],
         to: Callable[[str], Callable[[torch.Tensor], None]],
     ) -> None:
@@ -326,7 +399,36 @@ class HuggingFaceModel:
 
 
 def _times(factor: float, use: Callable[[torch.Tensor], None]) -> Callable[[torch.Tensor], None]:
-    return use if factor == 1.0 else lambda tensor: use(tensor * factor)
+    """Emit what the stream receives of a tensor that is multiplied on its way."""
+    if factor == 1.0:
+        return use
+
+    def scaled(tensor: torch.Tensor) -> None:
+        shown = tensor * factor
+        version = shown._version
+        use(shown)
+        if shown._version != version:
+            tensor.copy_(shown / factor)
+
+    return scaled
+
+
+def _editing(emit: OnSite, prompt: Prompt, edits: Edits) -> OnSite:
+    """Edit a site, then emit it. Layouts are views: an edit of the view is one of the tensor."""
+
+    def edit_inside(name: str, view: torch.Tensor) -> None:
+        edit = edits.get(name)
+        if edit is not None:
+            view.copy_(edit(view.clone()))
+
+    shaped_edit = shaped(edit_inside, prompt)
+
+    def both(name: str, tensor: torch.Tensor) -> None:
+        if not name.endswith(_EDITED_BY_TAP):
+            shaped_edit(name, tensor)
+        emit(name, tensor)
+
+    return both
 
 
 def _transposed(emit: OnSite, name: str) -> Callable[[torch.Tensor], None]:

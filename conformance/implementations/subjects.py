@@ -21,6 +21,8 @@ import torch
 from conformance.errors import ImplementationError, NotApplicable
 from conformance.implementations.base import (
     BLOCK_COMPONENTS,
+    UNEDITABLE,
+    Edits,
     Force,
     OnSite,
     first_tensor,
@@ -28,7 +30,8 @@ from conformance.implementations.base import (
     shaped,
 )
 from conformance.precision import promoted
-from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS
+from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS, parse
+from conformance.sites import KINDS as SITES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -171,16 +174,46 @@ class LensModel(ABC):
         *,
         force: Force | None = None,
         on_input: OnSite | None = None,
+        edits: Edits | None = None,
+        grad: bool = False,
     ) -> torch.Tensor:
-        """See :class:`conformance.implementations.base.Implementation`."""
-        logits, _ = self._run(prompt, on_site, force, on_input, "logits")
+        """See :class:`conformance.implementations.base.Implementation`.
+
+        Edits go through the library's own hooks, as its users' do.
+
+        Raises:
+            ImplementationError: an edit of a site that no hook of the library shows.
+        """
+        logits, _ = self._run(prompt, on_site, force, on_input, "logits", edits or {}, grad)
         return logits
 
     def run_with_loss(self, prompt: Prompt, on_site: OnSite) -> tuple[torch.Tensor, torch.Tensor]:
         """One forward pass: logits, and the library's own per-token loss [batch, pos - 1]."""
-        logits, loss = self._run(prompt, on_site, None, None, "both")
+        logits, loss = self._run(prompt, on_site, None, None, "both", {}, False)
         assert loss is not None
         return logits, loss
+
+    @contextlib.contextmanager
+    def session(self, *, grad: bool = False) -> Iterator[None]:
+        """What every use of :attr:`model` must happen inside: promotion; no graph unless asked."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(promoted(self.dtype))
+            stack.enter_context(torch.set_grad_enabled(grad))
+            for enter in self.extra:
+                stack.enter_context(enter())
+            yield
+
+    def editable(self) -> dict[str, str]:
+        """Sites that a hook of the library shows and can change -> the hook's name."""
+        sites, _ = self.expected_hooks()
+        by_module = self.module_sites()
+        return {
+            site: name
+            for site, name in sites.items()
+            if site not in by_module
+            and name in self.model.hook_dict
+            and parse(site).kind not in UNEDITABLE
+        }
 
     def _run(
         self,
@@ -189,22 +222,33 @@ class LensModel(ABC):
         force: Force | None,
         on_input: OnSite | None,
         return_type: str,
+        edits: Edits,
+        grad: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         emit = shaped(on_site, prompt)
         sites, _ = self.expected_hooks()
         known = self.model.hook_dict
         modules = self.module_sites()
-        readers: dict[int, list[Callable[..., None]]] = {}
+        if unknown := sorted(set(edits) - set(self.editable())):
+            raise ImplementationError(
+                f"{self.name}: no hook of the library can edit {', '.join(unknown)}",
+                "leave out the sites that LensModel.editable does not list",
+            )
+        readers: dict[int, list[Callable[..., torch.Tensor | None]]] = {}
         for site, hook_name in sites.items():
             if site not in modules and hook_name in known:
-                readers.setdefault(id(known[hook_name]), []).append(self._reader(site, emit))
+                read = self._reader(site, emit, prompt, edits.get(site))
+                readers.setdefault(id(known[hook_name]), []).append(read)
 
         def ours(name: str) -> bool:
             return name in known and id(known[name]) in readers
 
-        def dispatch(tensor: torch.Tensor, hook: Any) -> None:
+        def dispatch(tensor: torch.Tensor, hook: Any) -> torch.Tensor | None:
+            changed: torch.Tensor | None = None
             for read in readers[id(hook)]:
-                read(tensor, hook)
+                result = read(tensor if changed is None else changed, hook)
+                changed = changed if result is None else result
+            return changed
 
         # One filter for all: 3.9's bridge looks up every name of a list anew, in time that grows
         # with the square of the number of hooks.
@@ -213,15 +257,12 @@ class LensModel(ABC):
         if prompt.mask is not None:
             kwargs["attention_mask"] = prompt.mask
         with contextlib.ExitStack() as stack:
-            stack.enter_context(promoted(self.dtype))
-            stack.enter_context(torch.no_grad())
-            for enter in self.extra:
-                stack.enter_context(enter())
+            stack.enter_context(self.session(grad=grad))
             stack.enter_context(hooked_inputs(self.components(), force, on_input))
             for site, module in modules.items():
                 if site in sites:
-                    read = self._output_reader(site, emit)
-                    stack.callback(module.register_forward_hook(read).remove)
+                    output = self._output_reader(site, emit)
+                    stack.callback(module.register_forward_hook(output).remove)
             result = self.model.run_with_hooks(
                 prompt.tokens, fwd_hooks=hooks, **kwargs, **self._run_options(prompt)
             )
@@ -232,14 +273,39 @@ class LensModel(ABC):
     def _run_options(self, prompt: Prompt) -> dict[str, Any]:
         return {}
 
-    def _reader(self, site: str, emit: OnSite) -> Callable[..., None]:
+    def _reader(
+        self,
+        site: str,
+        emit: OnSite,
+        prompt: Prompt,
+        edit: Callable[[torch.Tensor], torch.Tensor] | None,
+    ) -> Callable[..., torch.Tensor | None]:
         kind = site.split(".", 2)[2] if site.startswith("blocks.") else site
         convert = self.layout(kind)
 
         def read(tensor: torch.Tensor, hook: Any) -> None:
             emit(site, tensor if convert is None else convert(tensor))
 
-        return read
+        if edit is None:
+            return read
+
+        batch = prompt.tokens.shape[0]
+        per_row = SITES[kind].axes[0] == "batch"
+
+        def change(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
+            if per_row and tensor.shape[0] == 1 != batch:  # one table of positions for all rows
+                tensor = tensor.expand(batch, *tensor.shape[1:])
+            changed = tensor.clone()
+            # Layouts are views: an edit of the view is one of what goes back.
+            edit_inside(site, changed if convert is None else convert(changed))
+            read(changed, hook)
+            return changed
+
+        def inside(_: str, view: torch.Tensor) -> None:
+            view.copy_(edit(view.clone()))
+
+        edit_inside = shaped(inside, prompt)
+        return change
 
     def module_sites(self) -> dict[str, torch.nn.Module]:
         """Sites that the library shows by no hook of its own but that a module returns."""
