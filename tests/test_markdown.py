@@ -52,6 +52,15 @@ def _records(*verdicts: Verdict, finished: bool = True) -> Records:
     return Records(HEADER, verdicts, footer if finished else None)
 
 
+def test_what_is_not_applicable_is_said_with_its_reason() -> None:
+    excused = {"not_applicable": {"row sums": "no softmax\nat all"}}
+    one = replace(GOOD, check="patterns", metrics=excused)
+    text = page(_records(GOOD, one, replace(one, model="other")))
+    section = text.split("## Not applicable")[1].split("## ")[0]
+    assert "- patterns, row sums: no softmax at all (a|b-twin bridge, other bridge)" in section
+    assert "## Not applicable" not in page(_records(GOOD))
+
+
 def test_a_run_where_all_conforms_says_so_first() -> None:
     text = page(_records(GOOD))
     assert text.splitlines()[2].startswith("**Every port that was judged conforms**")

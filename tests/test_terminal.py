@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from conformance.checks.names import CHECKS
 from conformance.records import (
     OUTCOMES,
     Comparison,
@@ -19,6 +20,7 @@ from conformance.records import (
     Verdict,
 )
 from conformance.report.terminal import (
+    MARKS,
     WORDS,
     abridged,
     counts,
@@ -47,6 +49,29 @@ def records(*verdicts: Verdict, selected: int | None = None, cut: bool = False) 
     header = Header("2026", {"torch": "2.13", "python": "3.11"}, "Linux", {}, "models.toml", "a")
     footer = Footer("2026", 0, 75.2, {}, selected)
     return Records(header, verdicts, None if cut else footer)
+
+
+def test_many_checks_are_lettered_at_80_columns() -> None:
+    name = "a-model-with-a-long-name-twin"
+    verdicts = [verdict(name, check, outcome="xfailed") for check in CHECKS]
+    verdicts += [verdict(name, f"more{i}", outcome="failed") for i in range(20 - len(CHECKS))]
+    text = shown(verdicts)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["model", "subject", *"abcdefghijklmnopqrst"]
+    marks = "".join(line[30:] for line in lines[1:3]).split()
+    assert "".join(marks).replace("bridge", "") == "x" * len(CHECKS) + "F" * (20 - len(CHECKS))
+    assert "a weights" in text
+    assert "x xfail" in text
+    assert "F FAIL" in text
+    assert ". pass" not in text, "only what is seen is explained"
+    assert "weights  activations" in shown(verdicts, width=400)
+
+
+def test_every_outcome_has_a_mark() -> None:
+    assert set(MARKS) == set(OUTCOMES)
+    assert len(set(MARKS.values())) == len(MARKS)
+    assert {len(mark) for mark in MARKS.values()} == {1}
 
 
 def test_every_outcome_has_a_word() -> None:

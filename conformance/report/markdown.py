@@ -48,11 +48,18 @@ def page(records: Records) -> str:
             lines += ["```text", explain(abridged(verdict, shown)), "```", ""]
     if expected:
         lines += ["## Expected failures", "", *_expected(expected), ""]
+    if excused := _excused(verdicts):
+        lines += ["## Not applicable", "", _EXCUSED, "", *excused, ""]
     lines += ["## How close", "", _CLOSE, "", *_margins(verdicts), ""]
     lines += ["## Logits", "", _LOGITS, "", *_logits(verdicts), ""]
     lines += ["## Cost", "", _COST, "", *_cost(verdicts), ""]
     return "\n".join(lines)
 
+
+_EXCUSED = (
+    "Invariants that an architecture makes meaningless, or that a port cannot show; the rest of "
+    "their check was judged."
+)
 
 _CLOSE = (
     "The measurement that came nearest to its bound, as a fraction of it (1 would fail). "
@@ -92,6 +99,19 @@ def _grouped(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], dict[str, Ver
         if verdict.outcome != "not_applicable":
             groups.setdefault((verdict.model, verdict.subject), {})[verdict.check] = verdict
     return groups
+
+
+def _excused(verdicts: Iterable[Verdict]) -> list[str]:
+    """One line for each reason, with the ports it holds for."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for verdict in verdicts:
+        for what, reason in verdict.metrics.get("not_applicable", {}).items():
+            port = f"{verdict.model} {verdict.subject}"
+            found.setdefault((verdict.check, what, reason), []).append(port)
+    return [
+        f"- {check}, {what}: {' '.join(reason.split())} ({', '.join(ports)})"
+        for (check, what, reason), ports in sorted(found.items())
+    ]
 
 
 def _matrix(verdicts: Sequence[Verdict]) -> list[str]:

@@ -48,6 +48,19 @@ _STYLES: Mapping[str, str] = {
     "error": "bold magenta",
 }
 _BAD_STYLE = "bold red"
+#: What stands in a cell where there is no room for words.
+MARKS: Mapping[str, str] = {
+    "passed": ".",
+    "failed": "F",
+    "error": "E",
+    "crashed": "C",
+    "timeout": "T",
+    "oom": "O",
+    "skipped": "s",
+    "not_applicable": "-",
+    "xfailed": "x",
+    "xpassed": "X",
+}
 _WIDTH = 80
 _SHOWN_COMPARISONS = 3
 _JUDGEMENTS: Mapping[str, str] = {
@@ -214,7 +227,8 @@ def counts(outcomes: Mapping[str, int]) -> str:
 def table(verdicts: Sequence[Verdict], width: int = _WIDTH) -> Table:
     """Models and subjects down, checks across, a word in each cell.
 
-    Subjects that apply to no model at all are left out; :func:`left_out` names them.
+    Where words have no room, columns are lettered, cells hold a mark, and a caption explains
+    both. Subjects that apply to no model at all are left out; :func:`left_out` names them.
     """
     from rich.table import Table
     from rich.text import Text
@@ -224,12 +238,22 @@ def table(verdicts: Sequence[Verdict], width: int = _WIDTH) -> Table:
         cells.setdefault((verdict.model, verdict.subject), {})[verdict.check] = verdict
     absent = _absent(verdicts)
     columns = _columns(verdicts)
-    narrow = width < 40 + sum(len(name) + 2 for name in columns)
-    result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    heads = _heads(columns, width)
+    marked = heads != columns and all(len(head) == 1 for head in heads)
+    shown_as = MARKS if marked else WORDS
+    result = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 1 if marked else 2, 0, 0),
+        header_style="bold",
+        caption=_caption(heads, columns, verdicts) if marked else None,
+        caption_justify="left",
+        caption_style="",
+    )
     result.add_column("model", overflow="fold", min_width=12)
     result.add_column("subject", overflow="fold")
-    for name in columns:
-        result.add_column(_shortened(name) if narrow else name, no_wrap=True)
+    for head in heads:
+        result.add_column(head, no_wrap=True)
     previous = None
     for (model, subject), row in cells.items():
         if subject in absent:
@@ -240,9 +264,9 @@ def table(verdicts: Sequence[Verdict], width: int = _WIDTH) -> Table:
             Text(shown),
             Text(subject),
             *(
-                Text(WORDS[row[name].outcome], _STYLES.get(row[name].outcome, _BAD_STYLE))
+                Text(shown_as[row[name].outcome], _STYLES.get(row[name].outcome, _BAD_STYLE))
                 if name in row
-                else Text("-", "dim")
+                else Text(" " if marked else "-", "dim")
                 for name in columns
             ),
         )
@@ -256,6 +280,24 @@ def _columns(verdicts: Iterable[Verdict]) -> list[str]:
         *(name for name in CHECKS if name in seen),
         *(name for name in seen if name not in CHECKS),
     ]
+
+
+def _heads(columns: Sequence[str], width: int) -> list[str]:
+    """The columns' names, short names, or letters: the first that fit."""
+    names = 40
+    if width >= names + sum(len(name) + 2 for name in columns):
+        return list(columns)
+    short = [_shortened(name) for name in columns]
+    if width >= names - 5 + sum(max(len(name), 5) + 2 for name in short) or len(columns) > 26:
+        return short
+    return [chr(ord("a") + number) for number in range(len(columns))]
+
+
+def _caption(heads: Sequence[str], columns: Sequence[str], verdicts: Iterable[Verdict]) -> str:
+    seen = {verdict.outcome for verdict in verdicts}
+    checks = "  ".join(f"{head} {name}" for head, name in zip(heads, columns, strict=True))
+    marks = "  ".join(f"{MARKS[o]} {WORDS[o]}" for o in OUTCOMES if o in seen)
+    return f"{checks}\n{marks}"
 
 
 def _shortened(name: str) -> str:
