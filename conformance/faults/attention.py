@@ -113,28 +113,42 @@ def _hidden(s: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     return torch.where(nothing, s, masked)
 
 
-def _shown(s: torch.Tensor, raw: torch.Tensor | None, where: torch.Tensor) -> torch.Tensor:
-    """Mask less: a masked entry gets the score it would have without the mask."""
+def _shown(
+    s: torch.Tensor, raw: torch.Tensor | None, where: torch.Tensor, cap: float | None
+) -> torch.Tensor:
+    """Mask less: a masked entry gets the score it would have without the mask.
+
+    Args:
+        raw: products of queries and keys, without scale or cap.
+        cap: the softcap of the scores, if there is one.
+    """
     assert raw is not None
     raw = raw.reshape(s.shape)
     open_ = (s > MASKED_BELOW) & (raw.abs() > 1e-3)
-    # The scale, from what no mask forbids (nearly so under a cap: small scores are not bent).
+    # The scale, from the smallest score that no mask forbids: a cap bends it least.
     at_ = torch.where(open_, raw.abs(), torch.full_like(raw, torch.inf)).flatten().argmin()
-    scale = s.flatten()[at_] / raw.flatten()[at_]
-    return torch.where((s <= MASKED_BELOW) & where, raw * scale, s)
+    seen = s.flatten()[at_]
+    scale = (seen if cap is None else cap * torch.atanh(seen / cap)) / raw.flatten()[at_]
+    score = raw * scale
+    if cap is not None:
+        score = cap * torch.tanh(score / cap)
+    return torch.where((s <= MASKED_BELOW) & where, score, s)
 
 
-def _causal_wide(s: torch.Tensor, raw: torch.Tensor | None) -> torch.Tensor:
-    return _shown(s, raw, (_positions(s) == -1).expand_as(s))
+def _reveals(shown: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[LensModel], Any]:
+    """Mask less, where ``shown`` of query - key says so."""
+
+    def apply(subject: LensModel) -> Any:
+        cap = _cap(subject)
+        return scores_changed(
+            subject, _LAYER, lambda s, raw: _shown(s, raw, shown(_positions(s)).expand_as(s), cap)
+        )
+
+    return apply
 
 
 def _causal_narrow(s: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
     return _hidden(s, (_positions(s) == 0).expand_as(s))
-
-
-def _padding_ignored(s: torch.Tensor, raw: torch.Tensor | None) -> torch.Tensor:
-    """Keys that are padding: masked in every query's row, although not in the future."""
-    return _shown(s, raw, (_positions(s) >= 0).expand_as(s))
 
 
 def _windows(subject: LensModel) -> dict[int, int]:
@@ -156,27 +170,29 @@ def _global(subject: LensModel) -> int | None:
     return next((i for i, w in enumerate(subject.dims.windows) if w is None), None)
 
 
-def _window(
-    change: Callable[[torch.Tensor, torch.Tensor | None, int], torch.Tensor],
+def _window_reveals(
+    shown: Callable[[torch.Tensor, int], torch.Tensor],
 ) -> Callable[[LensModel], Any]:
+    """Mask less in a windowed layer, where ``shown`` of query - key and the width says so."""
+
     def apply(subject: LensModel) -> Any:
-        layer = _windowed(subject)
+        layer, cap = _windowed(subject), _cap(subject)
         width = _windows(subject)[layer]
-        return scores_changed(subject, layer, lambda s, raw: change(s, raw, width))
+
+        def change(s: torch.Tensor, raw: torch.Tensor | None) -> torch.Tensor:
+            return _shown(s, raw, shown(_positions(s), width).expand_as(s), cap)
+
+        return scores_changed(subject, layer, change)
 
     return apply
 
 
-def _window_wide(s: torch.Tensor, raw: torch.Tensor | None, width: int) -> torch.Tensor:
-    return _shown(s, raw, (_positions(s) == width).expand_as(s))
-
-
-def _window_narrow(s: torch.Tensor, _: torch.Tensor | None, width: int) -> torch.Tensor:
-    return _hidden(s, (_positions(s) == width - 1).expand_as(s))
-
-
-def _window_absent(s: torch.Tensor, raw: torch.Tensor | None, width: int) -> torch.Tensor:
-    return _shown(s, raw, (_positions(s) >= width).expand_as(s))
+def _window_narrow(subject: LensModel) -> Any:
+    layer = _windowed(subject)
+    width = _windows(subject)[layer]
+    return scores_changed(
+        subject, layer, lambda s, _: _hidden(s, (_positions(s) == width - 1).expand_as(s))
+    )
 
 
 def _parity(subject: LensModel) -> Any:
@@ -377,7 +393,7 @@ FAULTS: tuple[Fault, ...] = (
         "causal_one_too_wide",
         "mask",
         "a query sees the next token",
-        _scores(_causal_wide),
+        _reveals(lambda distance: distance == -1),
         lambda s: (f"blocks.{_LAYER}.attn.pattern",),
         lambda s: not alibi(s),
     ),
@@ -392,7 +408,8 @@ FAULTS: tuple[Fault, ...] = (
         "padding_ignored",
         "padding",
         "padding is attended to",
-        _scores(_padding_ignored),
+        # Keys that are padding: masked, although not in the future.
+        _reveals(lambda distance: distance >= 0),
         lambda s: (f"blocks.{_LAYER}.attn.pattern",),
         lambda s: not alibi(s) and s.dims.windows[_LAYER] is None,
     ),
@@ -400,7 +417,7 @@ FAULTS: tuple[Fault, ...] = (
         "window_one_too_wide",
         "mask",
         "the sliding window keeps one key too many",
-        _window(_window_wide),
+        _window_reveals(lambda distance, width: distance == width),
         lambda s: (f"blocks.{_windowed(s)}.attn.pattern",),
         lambda s: bool(_windows(s)),
     ),
@@ -408,7 +425,7 @@ FAULTS: tuple[Fault, ...] = (
         "window_one_too_narrow",
         "mask",
         "the sliding window keeps one key too few",
-        _window(_window_narrow),
+        _window_narrow,
         lambda s: at("attn.scores", "attn.pattern", layer=_windowed(s))(s),
         lambda s: bool(_windows(s)),
     ),
@@ -416,7 +433,7 @@ FAULTS: tuple[Fault, ...] = (
         "window_absent",
         "mask",
         "a local layer attends globally",
-        _window(_window_absent),
+        _window_reveals(lambda distance, width: distance >= width),
         lambda s: (f"blocks.{_windowed(s)}.attn.pattern",),
         lambda s: bool(_windows(s)),
     ),

@@ -110,8 +110,8 @@ def _batched(subject: LensModel) -> Iterator[None]:
             value = force(name)
             return None if value is None else torch.cat([value, value])
 
-        force = None if force is None else forced
-        logits, loss = right(twice, emit, force, on_input, return_type, edits, grad)
+        twice_forced = None if force is None else forced
+        logits, loss = right(twice, emit, twice_forced, on_input, return_type, edits, grad)
         return logits[:rows], None if loss is None else loss[:rows]
 
     subject._run = doubled  # type: ignore[method-assign]

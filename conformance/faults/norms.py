@@ -165,8 +165,8 @@ def _norm_fault(
     )
 
 
-def _matters(tensor: torch.Tensor | None, neutral: float) -> bool:
-    """Whether leaving it out changes anything: HookedTransformer holds neutral parameters."""
+def matters(tensor: torch.Tensor | None, neutral: float) -> bool:
+    """Whether leaving a parameter out changes anything: HookedTransformer holds neutral ones."""
     return tensor is not None and bool((tensor != neutral).any())
 
 
@@ -209,7 +209,7 @@ FAULTS: tuple[Fault, ...] = (
         "the norm's bias is left out",
         f"{_PRE}.ln1",
         _no_bias,
-        lambda _, m: _matters(_bias(m), 0.0),
+        lambda _, m: matters(_bias(m), 0.0),
     ),
     _norm_fault(
         "norm_skipped", "attention reads the stream without its norm", f"{_PRE}.ln1", _skip

@@ -21,7 +21,7 @@ from conformance.faults.inject import (
     returning,
     watched,
 )
-from conformance.faults.norms import has_norm, norm, norm_weight
+from conformance.faults.norms import has_norm, matters, norm, norm_weight
 from conformance.implementations.base import replace_input
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _layers_swapped(subject: LensModel) -> Iterator[None]:
 def _first_weights(subject: LensModel) -> tuple[str, ...]:
     """Where a layer first uses a weight of its own: OLMo's norms have none."""
     first = norm(subject, f"{_PRE}.ln1")
-    bare = first is None or norm_weight(first) is None
+    bare = first is None or not matters(norm_weight(first), 1.0)
     return at("attn.q")(subject) if bare else at("ln1", "attn.q")(subject)
 
 
