@@ -129,7 +129,7 @@ def _judge(
             job.subject,
             check.name,
             check.comparisons,
-            {**check.metrics, **_left_out(check, reference)},
+            {**check.metrics, **_left_out(check, reference), **_contradicted(reference)},
             running.seconds.get(check.name, 0.0),
             error=running.errors.get(check.name),
         )
@@ -191,6 +191,11 @@ def read_weights(running: Running, context: Context) -> None:
         check.comparisons.extend(check.weights(context))
         running.spend(check, since)
     context.parameters = {}
+
+
+def _contradicted(reference: Reference) -> dict[str, Any]:
+    found = reference.contradictions
+    return {"reference_contradicts_itself": found} if found else {}
 
 
 def run_checks(running: Running, context: Context, progress: Callable[[str], None]) -> None:

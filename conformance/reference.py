@@ -54,6 +54,9 @@ CENTRED = "logits, centred"
 #: Prompts on which components are isolated: a short one, a padded one, and one past the window.
 ISOLATION_PROMPTS = ("sixteen", "padded_left", "long")
 
+#: Prompts on which eager attention and sdpa are compared: plain, padded.
+CONTRADICTION_PROMPTS = ("sixteen", "padded_left")
+
 #: The longest prompt in a doubled batch would double the run; it has the other variants.
 DOUBLED_SKIPS = frozenset({"long"})
 
@@ -126,6 +129,8 @@ class Reference:
         self.dtype: str = facts["dtype"]
         self.left_out: dict[str, str] = facts["left_out"]
         self.variants: dict[str, Any] = facts["variants"]
+        #: Where the reference's own variants compute different functions: nobody's error.
+        self.contradictions: list[str] = facts["contradictions"]
         self._spread: dict[str, dict[str, float]] = facts["spread"]
         self._error: dict[str, dict[str, dict[str, float]]] = facts["error"]
         self._sites: list[str] = facts["sites"]
@@ -237,12 +242,13 @@ def _run(
     from conformance.implementations.huggingface import HuggingFaceModel
     from conformance.precision import DTYPES
 
-    def load(dtype: torch.dtype) -> HuggingFaceModel:
-        progress(f"reference: loading in {str(dtype).removeprefix('torch.')}")
+    def load(dtype: torch.dtype, attention: str = "eager") -> HuggingFaceModel:
+        progress(f"reference: loading in {str(dtype).removeprefix('torch.')}, {attention}")
         return HuggingFaceModel(
             checkpoint.path,
             model.architecture,
             dtype,
+            attention=attention,
             trust_remote_code=model.trust_remote_code,
         )
 
@@ -268,11 +274,16 @@ def _run(
         facts["tied_unembed"] = truth_model.tied_unembed()
         writer.finish({})
         truth = Trace(target)
+        apart = _sdpa_apart(truth_model, load, prompts, truth, progress)
         facts["spread"] = _spread(truth_model, prompts, truth, progress)
+        facts["contradictions"] = _contradictions(apart, facts["spread"])
         del truth_model
         model_in_use = load(DTYPES[model.dtype])
         logits: dict[str, torch.Tensor] = {}
-        facts["error"] = _errors(model_in_use, prompts, truth, logits, facts["variants"], progress)
+        variants = facts["variants"]
+        if facts["contradictions"]:
+            variants["sdpa"] = "left out: it computes another function than eager"
+        facts["error"] = _errors(model_in_use, load, prompts, truth, logits, variants, progress)
         writer.next_run()
         for name, tensor in logits.items():
             writer.add(f"{name}/logits@{model.dtype}", tensor)
@@ -408,8 +419,64 @@ def _move(parameter: torch.Tensor, unit: float, generator: torch.Generator) -> N
         part.copy_(part.double() * (1 + unit * noise))
 
 
+def _with_sdpa(
+    model: HuggingFaceModel, load: Callable[[torch.dtype, str], HuggingFaceModel]
+) -> tuple[HuggingFaceModel | None, str]:
+    """The model with sdpa for its attention, itself where it can switch; or None, and why."""
+    try:
+        model.model.set_attn_implementation("sdpa")
+        if model.model.config._attn_implementation == "sdpa":
+            return model, "run"
+        return load(model.dtype, "sdpa"), "run"
+    except (ValueError, ImportError) as error:
+        return None, f"not available: {error}"
+
+
+def _sdpa_apart(
+    model: HuggingFaceModel,
+    load: Callable[[torch.dtype, str], HuggingFaceModel],
+    prompts: tuple[Prompt, ...],
+    truth: Trace,
+    progress: Callable[[str], None],
+) -> dict[str, Differences]:
+    """prompt -> site -> how far sdpa is from eager attention in promoted float64.
+
+    A variant that computes another function must not pass for an error of precision: it would
+    lend its size to the bound of every port.
+    """
+    other, _ = _with_sdpa(model, load)
+    if other is None:
+        return {}
+    found = {}
+    for prompt in prompts:
+        if prompt.name in CONTRADICTION_PROMPTS:
+            progress(f"reference: float64 with sdpa, prompt {prompt.name}")
+            found[prompt.name] = _compare(other, prompt, truth, "rel_max")
+    if other is model:
+        model.model.set_attn_implementation("eager")
+    return found
+
+
+def _contradictions(
+    apart: Mapping[str, Differences], spread: Mapping[str, Differences]
+) -> list[str]:
+    from conformance.bounds import same_function
+
+    found = []
+    for prompt, sites in apart.items():
+        for site, measured in sites.items():
+            if not measured <= same_function(spread[prompt].get(site, 0.0))[0]:
+                found.append(
+                    f"sdpa and eager attention of transformers compute different functions: "
+                    f"{measured:.1e} apart at {site} on {prompt}"
+                )
+                break
+    return found
+
+
 def _errors(
     model: HuggingFaceModel,
+    load: Callable[[torch.dtype, str], HuggingFaceModel],
     prompts: tuple[Prompt, ...],
     truth: Trace,
     logits: dict[str, torch.Tensor],
@@ -433,21 +500,15 @@ def _errors(
     progress("reference: all prompts again with every weight rounded anew")
     errors["processed"] = _rerounded(model, prompts, truth)
     variants["rerounded"] = "run"
-    variants["sdpa"] = _switch_to_sdpa(model)
+    other = None
+    if "sdpa" not in variants:
+        other, variants["sdpa"] = _with_sdpa(model, load)
     for prompt in prompts:
         plain = errors["plain"][prompt.name]
-        if variants["sdpa"] == "run":
-            _widen(plain, _compare(model, prompt, truth, "rel_rms"))
+        if other is not None:
+            _widen(plain, _compare(other, prompt, truth, "rel_rms"))
         _widen(errors["processed"][prompt.name], {CENTRED: plain[CENTRED]})
     return errors
-
-
-def _switch_to_sdpa(model: HuggingFaceModel) -> str:
-    try:
-        model.model.set_attn_implementation("sdpa")
-    except (ValueError, ImportError) as error:
-        return f"not available: {error}"
-    return "run"
 
 
 def _rerounded(

@@ -23,6 +23,7 @@ from conformance.errors import (
 from conformance.jobs import Job
 from conformance.records import Verdict, verdict_from_dict
 from conformance.selection import Case
+from conformance.spec import EVERY_CHECK
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -237,14 +238,17 @@ def expected(verdict: Verdict, model: ModelSpec) -> Verdict:
     """Apply the ledger of expected failures, strictly.
 
     A failure is expected only where the ledger says and, if it gives a signature, only with that
-    signature. A pass that the ledger expects to fail is ``xpassed``.
+    signature; if all of its entries name kinds of site, only at those kinds. A pass that the
+    ledger expects to fail is ``xpassed``.
     """
     if verdict.outcome not in ("passed", "failed"):
         return verdict
     entries = [
         entry
         for entry in model.expected_failures
-        if (entry.subject, entry.check) == (verdict.subject, verdict.check) and _installed(entry)
+        if entry.subject == verdict.subject
+        and entry.check in (verdict.check, EVERY_CHECK)
+        and _installed(entry)
     ]
     if not entries:
         return verdict
@@ -256,6 +260,10 @@ def expected(verdict: Verdict, model: ModelSpec) -> Verdict:
             reason=f"passed, but models.toml expects a failure: {listed}\n"
             "hint: if this is repaired, remove the entry or bound its versions",
         )
+    elsewhere = _elsewhere(verdict, entries)
+    if elsewhere:
+        note = f"fails also where models.toml does not expect it: at {', '.join(elsewhere)}"
+        return replace(verdict, reason=_joined(note, verdict.reason))
     for entry in entries:
         if entry.first_divergence in (None, verdict.first_divergence):
             reason = f"expected: {entry.reason} ({entry.link})"
@@ -266,6 +274,14 @@ def expected(verdict: Verdict, model: ModelSpec) -> Verdict:
         f"{verdict.first_divergence}, expected at {listed} ({entries[0].link})"
     )
     return replace(verdict, reason=_joined(note, verdict.reason))
+
+
+def _elsewhere(verdict: Verdict, entries: Sequence[ExpectedFailure]) -> list[str]:
+    """The kinds of site that fail and that no entry names; none if an entry names no kinds."""
+    if any(entry.kinds is None for entry in entries):
+        return []
+    named = {kind for entry in entries for kind in entry.kinds or ()}
+    return [kind for kind in verdict.metrics.get("failing", ()) if kind not in named]
 
 
 def _joined(first: str, second: str | None) -> str:

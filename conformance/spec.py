@@ -191,14 +191,23 @@ class TwinSource(_Table):
 Source = HubSource | PathSource | WheelSource | TwinSource
 
 
+#: In the ledger of expected failures: the model fails every check.
+EVERY_CHECK = "*"
+
+
 class ExpectedFailure(_Table):
-    """A known failure, and the conditions under which it is expected."""
+    """A known failure, and the conditions under which it is expected.
+
+    ``check`` may be ``"*"``: every check fails, as where a port does not load. ``kinds`` are the
+    kinds of site (``resid_mid``) at which it shows: a failure at any other is not expected.
+    """
 
     subject: NonEmpty
     check: NonEmpty
     reason: NonEmpty
     link: NonEmpty
     first_divergence: NonEmpty | None = None
+    kinds: Names | None = None
     transformer_lens: SpecifierText | None = None
     transformers: SpecifierText | None = None
 
@@ -557,7 +566,7 @@ def _names(
                 f"this model does not run {subject!r}",
                 "add it to the model's subjects, or remove the expected failure",
             )
-        if isinstance(check, str) and check not in CHECKS:
+        if isinstance(check, str) and check not in (*CHECKS, EVERY_CHECK):
             report.add(f"{place}.check", f"unknown check {check!r}", _suggest(check, CHECKS))
         conditions = tuple(
             repr(failure.get(key))
@@ -602,7 +611,7 @@ _MISSING_HINTS: Mapping[str, str] = {
     "requirement": 'write "name==version"',
     "sha256": _SHA256_HINT,
     "subject": "the subject that is expected to fail",
-    "check": f"one of {', '.join(CHECKS)}",
+    "check": f'one of {", ".join(CHECKS)}; or "{EVERY_CHECK}" for all of them',
     "reason": "say what is wrong, in a sentence",
     "link": "where the defect is described: a page of docs/findings or an issue",
     "loader": 'write "package.module:function"',

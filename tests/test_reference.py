@@ -302,3 +302,16 @@ def test_modes_feed_what_they_say() -> None:
             assert force(name) is not None, name
     assert blocks("blocks.0").dtype == torch.float32
     assert teacher("components", lambda _: None, torch.float32)("ln_final") is None
+
+
+def test_a_variant_that_computes_another_function_lends_no_bound_its_size(
+    twin_cache: Path,
+) -> None:
+    model = twin_model("falcon-rw", prompts=("sixteen",))
+    files = checkpoint("falcon-rw", twin_cache)
+    path = ensure(model, files, twin_cache, lambda _: None)
+    stored = Reference(path, files.path, model.architecture)
+    (said,) = stored.contradictions
+    assert "sdpa and eager attention of transformers compute different functions" in said
+    assert stored.variants["sdpa"].startswith("left out")
+    assert stored.error("plain", "sixteen", "blocks.0.attn_out") < 1e-5

@@ -279,6 +279,26 @@ def test_any_of_several_signatures_will_do() -> None:
     assert judged("failed", *entries, site="b").outcome == "xfailed"
 
 
+def test_a_failure_at_a_kind_of_site_that_no_entry_names_stays_one() -> None:
+    made = {"outcome": "failed", "first_divergence": "embed", "reason": "it differs"}
+    entries = (
+        entry(first_divergence="embed", kinds=("embed",)),
+        entry(first_divergence="blocks.0.resid_mid", kinds=("resid_mid",)),
+    )
+
+    def with_failing(*failing: str, entries: tuple[ExpectedFailure, ...] = entries) -> Verdict:
+        fields = {**made, "metrics": {"failing": list(failing)}}
+        verdict = Verdict("m", "bridge", "logits", **cast("Any", fields))
+        return expected(verdict, fake_model("m", expected_failures=entries))
+
+    assert with_failing("embed", "resid_mid").outcome == "xfailed"
+    elsewhere = with_failing("attn.z", "embed")
+    assert elsewhere.outcome == "failed"
+    assert "does not expect it: at attn.z\nit differs" in (elsewhere.reason or "")
+    unrestricted = (*entries, entry(first_divergence="ln_final"))
+    assert with_failing("attn.z", "embed", entries=unrestricted).outcome == "xfailed"
+
+
 def test_an_unexpected_pass_is_reported() -> None:
     verdict = judged("passed", entry(first_divergence="blocks.1.z"))
     assert verdict.outcome == "xpassed"
@@ -297,6 +317,7 @@ def test_nothing_but_a_failure_is_expected(outcome: str) -> None:
         ({"transformer_lens": f"!={INSTALLED}"}, "failed"),
         ({"transformer_lens": ">=1", "transformers": "<1"}, "failed"),
         ({"check": "loss"}, "failed"),
+        ({"check": "*"}, "xfailed"),
         ({"subject": "hooked"}, "failed"),
     ],
 )

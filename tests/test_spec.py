@@ -409,7 +409,15 @@ def test_braces_in_values_do_not_break_messages(load: Load) -> None:
 
 
 def test_checks_are_known_by_name_alone() -> None:
-    assert CHECKS == ("weights", "activations", "components", "logits", "loss")
+    assert CHECKS[:5] == ("weights", "activations", "components", "logits", "loss")
+
+
+def test_an_expected_failure_may_be_of_every_check(load: Load) -> None:
+    every = FAILURE.replace('"logits"', '"*"')
+    assert every != FAILURE
+    loaded = load(spec(model('path = "x"', f"expected_failures = [{every}]")))
+    (entry,) = loaded.models[0].expected_failures
+    assert entry.check == "*"
 
 
 def test_reading_a_file_imports_no_tensor_library(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ def page(records: Records) -> str:
             lines += ["```text", explain(abridged(verdict, shown)), "```", ""]
     if expected:
         lines += ["## Expected failures", "", *_expected(expected), ""]
+    if doubts := _contradictions(verdicts):
+        lines += ["## References that contradict themselves", "", *doubts, ""]
     if excused := _excused(verdicts):
         lines += ["## Not applicable", "", _EXCUSED, "", *excused, ""]
     lines += ["## How close", "", _CLOSE, "", *_margins(verdicts), ""]
@@ -99,6 +101,15 @@ def _grouped(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], dict[str, Ver
         if verdict.outcome != "not_applicable":
             groups.setdefault((verdict.model, verdict.subject), {})[verdict.check] = verdict
     return groups
+
+
+def _contradictions(verdicts: Iterable[Verdict]) -> list[str]:
+    found = {
+        (verdict.model, line): None
+        for verdict in verdicts
+        for line in verdict.metrics.get("reference_contradicts_itself", ())
+    }
+    return [f"- {model}: {line}" for model, line in found]
 
 
 def _excused(verdicts: Iterable[Verdict]) -> list[str]:
