@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -137,7 +137,7 @@ class Bench:
             _merge(found, comparisons)
             if all(c.ok for c in comparisons["logits"]):
                 # From here on it is processed, and processing again would be wrong.
-                processed.process_weights = lambda: None  # type: ignore[method-assign]
+                processed.process_weights = _already  # type: ignore[method-assign]
                 self.processed[dtype] = processed
         if invariants:
             for name, check in registry().items():
@@ -190,8 +190,9 @@ class Bench:
         gates: dict[str, bool] = {}
         if fault.needs is not None:
             known = self._invariants(fault.needs)
-            with fault.apply(self.exact):
-                found = self._run_check(fault.needs)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(fault.apply(self.exact))
+                found = self._run_check(fault.needs, self._anew(fault, stack))
             self.known |= {_key(name, c) for name, cs in known.items() for c in cs if not c.ok}
         elif fault.corrupt is not None:
             for prompt in prompts:
@@ -360,7 +361,20 @@ class Bench:
             read_weights(running, context)
         return running, context
 
-    def _run_check(self, name: str) -> Found:
+    def _anew(self, fault: Fault, stack: contextlib.ExitStack) -> Callable[[], LensModel] | None:
+        """Loads the port, with the fault in it if it belongs there, until the stack unwinds."""
+        if not fault.anew or self._fresh is None:
+            return self._fresh
+        fresh = self._fresh
+
+        def load() -> LensModel:
+            subject = fresh()
+            stack.enter_context(fault.apply(subject))
+            return subject
+
+        return load
+
+    def _run_check(self, name: str, fresh: Callable[[], LensModel] | None = None) -> Found:
         """One check that makes runs of its own: check -> comparisons."""
         from conformance.checks import registry
         from conformance.engine import Running, run_checks
@@ -369,7 +383,9 @@ class Bench:
         model = self.job.model
         store.ensure(model, self.checkpoint, self.reference.path, (name,), _silent)
         running = Running([registry()[name]()])
-        run_checks(running, self._context(self.exact), _silent)
+        context = self._context(self.exact)
+        context.fresh = fresh or self._fresh
+        run_checks(running, context, _silent)
         if name in running.errors:
             raise ConformanceError(running.errors[name], "this is the harness's failure")
         return _found(running)
@@ -442,6 +458,10 @@ def restored(subject: LensModel) -> Iterator[None]:
         with torch.no_grad():
             for key, t in held.items():
                 t.copy_(before[key])
+
+
+def _already(flags: Mapping[str, bool] | None = None) -> None:
+    """Processing of weights that are processed."""
 
 
 def _silent(_: str) -> None:

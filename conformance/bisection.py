@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from conformance import bounds
 from conformance.compare import measure
 from conformance.explanations import Bisection
-from conformance.precision import DTYPES, promoted
+from conformance.flags import FLAGS, OPTIONAL, STANDARD, centres
+from conformance.precision import DTYPES
 from conformance.reference import CENTRED, teacher
 
 if TYPE_CHECKING:
@@ -26,17 +26,6 @@ if TYPE_CHECKING:
 
 #: Loads the port afresh in a dtype: weight processing cannot be undone.
 Load = Callable[["torch.dtype"], "LensModel"]
-
-#: The library's own flags, in the order in which it applies them.
-STANDARD: tuple[str, ...] = (
-    "fold_ln",
-    "center_writing_weights",
-    "center_unembed",
-    "fold_value_biases",
-)
-#: Off in the library's standard processing.
-OPTIONAL = "refactor_factored_attn_matrices"
-FLAGS: tuple[str, ...] = (*STANDARD, OPTIONAL)
 
 #: Sites that no weight processing changes, but for the mean of the residual stream.
 _INVARIANT = ("attn.pattern", "mlp.post", "resid_post")
@@ -90,30 +79,13 @@ def culprits(tried: tuple[Bisection, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def process(subject: LensModel, chosen: dict[str, bool]) -> None:
-    """The library's weight processing with these flags, in place.
-
-    Raises:
-        Exception: whatever the library raises.
-    """
-    model: Any = subject.model
-    apply = getattr(model, "enable_compatibility_mode", None)
-    with promoted(subject.dtype):
-        if apply is not None:
-            apply(disable_warnings=True, **chosen)
-            return
-        accepted = inspect.signature(model.load_and_process_state_dict).parameters
-        kwargs = {k: v for k, v in chosen.items() if k in accepted}
-        model.load_and_process_state_dict(model.state_dict(), **kwargs)
-
-
 def _processed(
     load: Load, reference: Reference, prompt: Prompt, flag: str, chosen: dict[str, bool]
 ) -> Processed:
     import torch
 
     subject = load(torch.float64)
-    if flag == "center_writing_weights" and not _centres(subject):
+    if flag == "center_writing_weights" and not centres(subject):
         note = "not tried: this norm does not subtract the mean, and the library leaves it off"
         return Processed(Bisection(flag, None, note=note))
     seen: dict[str, tuple[float, float]] = {}
@@ -129,7 +101,7 @@ def _processed(
             seen[name] = (found.rel_max, allowed)
 
     try:
-        process(subject, chosen)
+        subject.process_weights(chosen)
         logits = subject.run(prompt, on_site)
     except Exception as error:
         lines = str(error).splitlines() or [""]
@@ -142,12 +114,6 @@ def _processed(
     ok = found <= allowed
     site = None if ok else first or "logits"
     return Processed(Bisection(flag, ok, found, allowed, site), site)
-
-
-def _centres(subject: LensModel) -> bool:
-    """Whether the port's norms subtract the mean; without it, centring changes the function."""
-    kind = str(getattr(subject.model.cfg, "normalization_type", "LN"))
-    return "RMS" not in kind and not getattr(subject.model.cfg, "uses_rms_norm", False)
 
 
 def dtypes(

@@ -59,6 +59,20 @@ MASKED_BELOW = -6e4
 #: weight) are exact to one rounding of the checkpoint's dtype on either side: two roundings.
 DERIVED_WEIGHT_ULP = 2.0
 
+#: Step of a central difference of fourth order, relative to the change along which it is taken.
+#: Its error is step^4 / 30 times the fifth derivative over the first, and roundoff over step
+#: (Abramowitz and Stegun, table 25.2): about 1e-10 both for what twins compute.
+DIFFERENCE_STEP = 1e-4
+
+#: How far a first-order estimate may be from that central difference, relative to the sum of its
+#: parts' sizes: a hundred times its error, ten times below the smallest seeded fault of an edit
+#: (one part in a million).
+DIFFERENCE_ALLOWED = 1e-7
+
+#: ``detect_head`` rounds its ``abs`` score to three decimals (head_detector.py of TransformerLens
+#: 3.9 and 4.3): half a unit of the third, and roundoff.
+DETECTED_ROUNDING = 5e-4 + 1e-12
+
 # --- what the words of an explanation depend on; no verdict does ---------------------------------
 
 #: Numbers and tensors that agree to this, relative, are called the same: far above what roundoff
@@ -77,6 +91,10 @@ ABOUT = 1e-3
 #: A cause leaves at most this part of the difference unexplained: far below what any second fault
 #: in the same place leaves, far above roundoff.
 UNEXPLAINED = 1e-3
+
+#: An edit that moves the logits by less than this part of what it should is said to have had no
+#: effect: what roundoff leaves between two batch shapes (1e-15 to 5e-14, as above) is far below.
+NO_EFFECT = 1e-9
 
 #: Probabilities below this underflow on one side or the other; they tell nothing of a mask.
 UNDERFLOW = 1e-30

@@ -466,7 +466,8 @@ def narrower(error: float | None, dtype: str, tried: tuple[Bisection, ...]) -> s
 
 def _for_script(flags: tuple[Bisection, ...]) -> dict[str, bool]:
     """The flag that breaks it by its numbers alone, or the library's standard ones."""
-    from conformance.bisection import FLAGS, STANDARD, culprits
+    from conformance.bisection import culprits
+    from conformance.flags import FLAGS, STANDARD
 
     results = {b.setting: b for b in flags}
     alone = [f for f in culprits(flags) if results[f].measured is not None][:1]

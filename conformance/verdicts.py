@@ -44,6 +44,7 @@ def conclude(
     if failures:
         at = next((c for c in failures if c.site == divergence), failures[0])
         reason = f"{len(failures)} of {len(comparisons)} comparisons failed; first: {describe(at)}"
+        metrics = {**metrics, "failing": failing(failures)}
     if error is not None:
         outcome, reason = "error", f"the harness failed: {error}"
     warnings = sum(c.note.startswith("warning") for c in comparisons)
@@ -121,6 +122,12 @@ def first_divergence(failures: Sequence[Comparison]) -> str | None:
         if sites:
             return sites[0]
     return None
+
+
+def failing(failures: Iterable[Comparison]) -> list[str]:
+    """The kinds of site at which something fails, sorted; another site's name is its kind."""
+    sites = {c.site for c in failures if c.site is not None}
+    return sorted({parse(s).kind if _is_place(s) else s for s in sites})
 
 
 def _is_place(name: str) -> bool:

@@ -47,13 +47,10 @@ def split_fused(
         [..., head, d_head], [..., kv_head, d_head], [..., kv_head, d_head].
     """
     if fam.qkv_layout == "concat":
-        sizes = [d.n_heads * d.d_head, d.n_kv_heads * d.d_head, d.n_kv_heads * d.d_head]
-        q, k, v = tensor.split(sizes, dim=-1)
-        return (
-            q.unflatten(-1, (d.n_heads, d.d_head)),
-            k.unflatten(-1, (d.n_kv_heads, d.d_head)),
-            v.unflatten(-1, (d.n_kv_heads, d.d_head)),
-        )
+        # Slices: autograd lets no part that split() returns be edited in place.
+        heads = tensor.unflatten(-1, (-1, d.d_head))
+        k_at, v_at = d.n_heads, d.n_heads + d.n_kv_heads
+        return heads[..., :k_at, :], heads[..., k_at:v_at, :], heads[..., v_at:, :]
     if fam.qkv_layout == "per_head":
         parts = tensor.unflatten(-1, (d.n_heads, 3, d.d_head))
         return parts[..., 0, :], parts[..., 1, :], parts[..., 2, :]

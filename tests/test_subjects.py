@@ -173,7 +173,7 @@ def test_what_is_not_exposed_is_really_nowhere(cls: str, twin: str, twin_cache: 
     expected, hidden = subject.expected_hooks()
     with promoted(torch.float64), torch.no_grad():
         _, cache = subject.model.run_with_cache(
-            found.prompt.tokens, **subject._run_options(found.prompt)
+            found.prompt.tokens, **subject.run_options(found.prompt)
         )
     shown = {
         name: tensor.flatten().sort().values

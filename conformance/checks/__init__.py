@@ -20,11 +20,36 @@ if TYPE_CHECKING:
 def registry() -> Mapping[str, type[Check]]:
     """Name -> check, in the order in which a port is judged."""
     from conformance.checks.activations import Activations
+    from conformance.checks.batching import Batching
     from conformance.checks.components import Components
+    from conformance.checks.determinism import Determinism
+    from conformance.checks.gradients import Gradients
+    from conformance.checks.interventions import Interventions
+    from conformance.checks.lens import Lens
     from conformance.checks.logits import Logits
     from conformance.checks.loss import Loss
+    from conformance.checks.patching import Patching
+    from conformance.checks.patterns import Patterns
+    from conformance.checks.processing import Processing
     from conformance.checks.weights import Weights
 
-    found = {c.name: c for c in (Weights, Activations, Components, Logits, Loss)}
+    found = {
+        c.name: c
+        for c in (
+            Weights,
+            Activations,
+            Components,
+            Logits,
+            Loss,
+            Patterns,
+            Lens,
+            Interventions,
+            Patching,
+            Gradients,
+            Processing,
+            Batching,
+            Determinism,
+        )
+    }
     assert tuple(found) == CHECKS, "checks/names.py and the registry differ"
     return found

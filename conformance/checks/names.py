@@ -3,4 +3,18 @@
 from __future__ import annotations
 
 #: Every check, in the order in which a report shows them. The registry must agree with it.
-CHECKS: tuple[str, ...] = ("weights", "activations", "components", "logits", "loss")
+CHECKS: tuple[str, ...] = (
+    "weights",
+    "activations",
+    "components",
+    "logits",
+    "loss",
+    "patterns",
+    "lens",
+    "interventions",
+    "patching",
+    "gradients",
+    "processing",
+    "batching",
+    "determinism",
+)

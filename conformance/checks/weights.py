@@ -72,8 +72,8 @@ class Weights(Check):
         """The parameters that the forward pass uses, by HuggingFace's names and split parts."""
         fam, d = context.subject.family, context.subject.dims
         known = context.parameters
-        parts, sources = _split_names(expected, fam, d)
-        renamed = _renamed(fam, d)
+        parts, sources = split_names(expected, fam, d)
+        renamed = renamed_modules(fam, d)
         held: set[str] = set()
         for name, tensor in raw.items():
             original = renamed.get(name.rsplit(".", 1)[0])
@@ -145,7 +145,7 @@ def _equal(
     )
 
 
-def _split_names(
+def split_names(
     expected: Mapping[str, Weight], fam: Family, d: Dims
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Parts of fused projections that a port may keep: its parameter name -> value, source.
@@ -176,7 +176,7 @@ def _split_names(
     return parts, sources
 
 
-def _renamed(fam: Family, d: Dims) -> dict[str, str]:
+def renamed_modules(fam: Family, d: Dims) -> dict[str, str]:
     """Modules that the bridge installs under another name: its path -> HuggingFace's."""
     if not fam.qkv:
         return {}

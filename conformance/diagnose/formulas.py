@@ -189,7 +189,7 @@ def compute(scene: Scene, f: Formula, since: Stage, until: Stage) -> Predicted:
         return {"attn.scores": scores}
     if f.mask.lonely == "all":
         scores = torch.where(lonely, torch.zeros_like(scores), scores)
-    return {"attn.pattern": _softmax(scene, scores, sinks=f.sinks)}
+    return {"attn.pattern": softmax(scene, scores, sinks=f.sinks)}
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,8 @@ def visible(scene: Scene, mask: Mask) -> torch.Tensor:
     return seen
 
 
-def _softmax(scene: Scene, scores: torch.Tensor, *, sinks: bool) -> torch.Tensor:
+def softmax(scene: Scene, scores: torch.Tensor, *, sinks: bool) -> torch.Tensor:
+    """The pattern of masked scores [batch, head, query, key]; with a sink, what it leaves."""
     if not sinks:
         return scores.softmax(-1).nan_to_num()
     sink = scene.weight("attn.sinks")

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from conformance.experiments.base import Experiment
 
 #: Check -> module that holds its experiment, as ``EXPERIMENT``.
-_MODULES: Mapping[str, str] = {}
+_MODULES: Mapping[str, str] = {
+    "gradients": "conformance.experiments.gradients",
+    "patterns": "conformance.experiments.patterns",
+    "lens": "conformance.experiments.lens",
+    "interventions": "conformance.experiments.interventions",
+    "patching": "conformance.experiments.patching",
+    "batching": "conformance.experiments.batching",
+}
 
 #: Modules that every experiment depends on.
 _SHARED = (

@@ -36,6 +36,7 @@ SOURCES: dict[str, str] = {
     "hook": f"{_TL}/issues/1639",
     "behaviour": f"{_TL}/issues/1680",
     "precision": f"{_TL}/issues/104",
+    "tokens": f"{_TL}/issues/369",
 }
 
 
@@ -58,6 +59,7 @@ class Fault:
             rightly, given the weights before; in place. ``apply`` then makes processing wrong.
         needs: the check that makes runs of its own which alone can see it: it is judged by that
             check, and no other.
+        anew: whether it is in the subjects that the check loads anew, too.
         may_differ: for equivalents: site kinds, and ``weights``, that legitimately differ.
     """
 
@@ -71,6 +73,7 @@ class Fault:
     named_by: str = "activations"
     corrupt: Callable[[LensModel, dict[str, torch.Tensor]], None] | None = None
     needs: str | None = None
+    anew: bool = False
     may_differ: tuple[str, ...] = ()
 
     @property

@@ -1,4 +1,4 @@
-"""Faults of hooks, of precision, and those that only later checks can see."""
+"""Faults of hooks and of precision."""
 
 from __future__ import annotations
 
@@ -243,88 +243,4 @@ def _coarse_table(subject: LensModel) -> Any:
     return lambda c, s: (coarse(c), coarse(s))
 
 
-# --- what only checks of invariants can see ---------------------------------------------------
-
-
-@contextlib.contextmanager
-def _edits_dropped(subject: LensModel) -> Iterator[None]:
-    """A hook's return value is ignored: it can look, not touch."""
-    module: Any = point(subject, f"{_PRE}.resid_post")
-    right = module.add_hook
-
-    def wrong(user: Any, *args: Any, **kwargs: Any) -> Any:
-        def looks_only(tensor: torch.Tensor, hook: Any) -> None:
-            user(tensor.clone(), hook=hook)
-
-        return right(looks_only, *args, **kwargs)
-
-    object.__setattr__(module, "add_hook", wrong)
-    try:
-        yield
-    finally:
-        object.__delattr__(module, "add_hook")
-
-
-@contextlib.contextmanager
-def _state_leaked(subject: LensModel) -> Iterator[None]:
-    """Each run adds a trace of the run before it."""
-    memory = [0.0]
-
-    def change(t: torch.Tensor) -> torch.Tensor:
-        result = t + memory[0]
-        memory[0] = float(t.mean()) * 1e-6
-        return result
-
-    with edited(subject, f"{_PRE}.resid_post", change):
-        yield
-
-
-def _cache_corrupted(subject: LensModel) -> Any:
-    """At decode, when keys outnumber queries, cached keys are 1 % too large."""
-
-    def products(count: int, first: torch.Tensor, second: torch.Tensor) -> tuple[Any, Any]:
-        if count == 0 and second.shape[-1] > first.shape[-2]:
-            second = torch.cat([second[..., :-1] * 1.01, second[..., -1:]], dim=-1)
-        return first, second
-
-    return attention_calls(subject, _LAYER, AttentionMode(products=products))
-
-
-def _later(name: str, what: str, apply: Any, needs: str, applies: Any = lambda _: True) -> Fault:
-    return Fault(
-        name,
-        "behaviour",
-        what,
-        apply,
-        exactly(f"{_PRE}.resid_post"),
-        applies,
-        named_by=needs,
-        needs=needs,
-    )
-
-
-_LATER: tuple[Fault, ...] = (
-    _later(
-        "edit_dropped",
-        "an edit at hook_resid_post is silently dropped",
-        _edits_dropped,
-        "intervention",
-        lambda s: hasattr(point(s, f"{_PRE}.resid_post"), "add_hook"),
-    ),
-    _later(
-        "gradients_detached",
-        "the graph is cut at resid_post",
-        lambda s: edited(s, f"{_PRE}.resid_post", lambda t: t.detach()),
-        "gradients",
-    ),
-    _later(
-        "cache_corrupted",
-        "cached keys are wrong at decode",
-        _cache_corrupted,
-        "decode",
-        lambda s: not delegates(s),
-    ),
-    _later("state_leaked", "a run adds a trace of the run before", _state_leaked, "repeat"),
-)
-
-FAULTS: tuple[Fault, ...] = (*_HOOKS, *_PRECISION, *_LATER)
+FAULTS: tuple[Fault, ...] = (*_HOOKS, *_PRECISION)

@@ -12,7 +12,8 @@ from conformance.faults.inject import attention, original, overwritten
 from conformance.faults.norms import norm, rms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from conformance.implementations.subjects import LensModel
 
@@ -208,18 +209,18 @@ def _has_accessor(name: str) -> Callable[[LensModel], bool]:
 # --- processing -------------------------------------------------------------------------------
 
 
-def _after_processing(
+def after_processing(
     corrupt: Callable[[LensModel, dict[str, torch.Tensor]], None],
-) -> Callable[[LensModel], Any]:
+) -> Callable[[LensModel], AbstractContextManager[None]]:
     """Let the library process the weights, then leave them as a wrong fold would."""
 
     @contextlib.contextmanager
     def apply(subject: LensModel) -> Iterator[None]:
         right = subject.process_weights
 
-        def wrong() -> None:
+        def wrong(flags: Mapping[str, bool] | None = None) -> None:
             before = {name: t.clone() for name, t in subject.named_weights().items()}
-            right()
+            right(flags)
             with torch.no_grad():
                 corrupt(subject, before)
 
@@ -238,7 +239,7 @@ def _gain(subject: LensModel, before: dict[str, torch.Tensor], name: str) -> tor
     return 1 + w if offset else w
 
 
-def _has_gain(name: str) -> Callable[[LensModel], bool]:
+def has_gain(name: str) -> Callable[[LensModel], bool]:
     """Whether the norm scales at all: HookedTransformer holds ones where a model has no weight."""
 
     def applies(subject: LensModel) -> bool:
@@ -262,7 +263,7 @@ def _along(parameter: torch.Tensor, gain: torch.Tensor, name: str) -> None:
     parameter.mul_(gain.reshape(shape))
 
 
-def _folded_twice(reader: str, gain: str) -> Callable[[LensModel, dict[str, torch.Tensor]], None]:
+def folded_twice(reader: str, gain: str) -> Callable[[LensModel, dict[str, torch.Tensor]], None]:
     def corrupt(subject: LensModel, before: dict[str, torch.Tensor]) -> None:
         parameter = weight(subject, reader)
         assert parameter is not None
@@ -271,7 +272,7 @@ def _folded_twice(reader: str, gain: str) -> Callable[[LensModel, dict[str, torc
     return corrupt
 
 
-def _bias_dropped(subject: LensModel, _: dict[str, torch.Tensor]) -> None:
+def bias_dropped(subject: LensModel, _: dict[str, torch.Tensor]) -> None:
     """The head's bias that folding made (or had) is lost."""
     head = original(subject.model.unembed)
     for name in ("b_U", "bias"):
@@ -279,6 +280,11 @@ def _bias_dropped(subject: LensModel, _: dict[str, torch.Tensor]) -> None:
         if isinstance(found, torch.Tensor):
             found.zero_()
             return
+
+
+def has_final_bias(subject: LensModel) -> bool:
+    """Whether the final norm adds a bias."""
+    return bool((subject.named_weights().get("ln_final.b", torch.zeros(1)) != 0).any())
 
 
 def _wrong_axis(subject: LensModel, _: dict[str, torch.Tensor]) -> None:
@@ -289,7 +295,7 @@ def _wrong_axis(subject: LensModel, _: dict[str, torch.Tensor]) -> None:
     parameter.sub_(parameter.mean(axis, keepdim=True))
 
 
-def _value_bias_twice(subject: LensModel, before: dict[str, torch.Tensor]) -> None:
+def value_bias_twice(subject: LensModel, before: dict[str, torch.Tensor]) -> None:
     """The value bias, folded into the output's bias, is added once more."""
     b_v, w_o = before[f"{_PRE}.attn.b_V"], before[f"{_PRE}.attn.W_O"]
     if b_v.shape[0] != w_o.shape[0]:
@@ -302,7 +308,7 @@ def _value_bias_twice(subject: LensModel, before: dict[str, torch.Tensor]) -> No
     target.add_(extra)
 
 
-def _has_value_bias(subject: LensModel) -> bool:
+def has_value_bias(subject: LensModel) -> bool:
     found = subject.named_weights()
     part = attention(subject, _LAYER)
     b = found.get(f"{_PRE}.attn.b_V")
@@ -317,7 +323,7 @@ def _processing(name: str, what: str, corrupt: Any, applies: Callable[[LensModel
         name,
         "folding",
         what,
-        _after_processing(corrupt),
+        after_processing(corrupt),
         exactly("logits"),
         applies,
         named_by="logits",
@@ -374,29 +380,29 @@ FAULTS: tuple[Fault, ...] = (
     _processing(
         "fold_final_norm_twice",
         "the final norm folded into the head twice",
-        _folded_twice("W_U", "ln_final.w"),
-        _has_gain("ln_final.w"),
+        folded_twice("W_U", "ln_final.w"),
+        has_gain("ln_final.w"),
     ),
     _processing(
         "fold_mlp_norm_twice",
         "the MLP's norm folded twice",
-        _folded_twice("W_in", f"{_PRE}.ln2.w"),
-        lambda s: _has_gain(f"{_PRE}.ln2.w")(s) and weight(s, "W_in") is not None,
+        folded_twice("W_in", f"{_PRE}.ln2.w"),
+        lambda s: has_gain(f"{_PRE}.ln2.w")(s) and weight(s, "W_in") is not None,
     ),
     _processing(
         "fold_query_norm_twice",
         "attention's norm folded into the queries twice",
-        _folded_twice("W_Q", f"{_PRE}.ln1.w"),
-        lambda s: _has_gain(f"{_PRE}.ln1.w")(s) and weight(s, "W_Q") is not None,
+        folded_twice("W_Q", f"{_PRE}.ln1.w"),
+        lambda s: has_gain(f"{_PRE}.ln1.w")(s) and weight(s, "W_Q") is not None,
     ),
     _processing(
         "fold_bias_dropped",
         "the final norm's bias is lost in folding",
-        _bias_dropped,
-        lambda s: bool((s.named_weights().get("ln_final.b", torch.zeros(1)) != 0).any()),
+        bias_dropped,
+        has_final_bias,
     ),
     _processing(
-        "fold_value_bias_twice", "the value bias folded twice", _value_bias_twice, _has_value_bias
+        "fold_value_bias_twice", "the value bias folded twice", value_bias_twice, has_value_bias
     ),
     _processing(
         "centre_wrong_axis",

@@ -147,6 +147,7 @@ def load_hooked(
     device: str = "cpu",
     official_name: str | None = None,
     processed: bool = False,
+    flags: Mapping[str, bool] | None = None,
 ) -> HookedTransformer:
     """A ``HookedTransformer`` of the checkpoint, without weight processing.
 
@@ -157,6 +158,7 @@ def load_hooked(
         device: where the model is put.
         official_name: load under this official name instead of the one in :data:`OFFICIAL`.
         processed: with the library's standard weight processing instead.
+        flags: which steps of that processing, by the library's names; None for its defaults.
 
     Raises:
         NotApplicable: the installed TransformerLens has no ``HookedTransformer``, or that does
@@ -202,6 +204,7 @@ def load_hooked(
                 default_padding_side=None if tokenizer is None else "right",
                 cache_dir=str(hub_cache),
                 local_files_only=True,
+                **(flags or {}),
             )
         except (ConformanceError, MemoryError):
             raise

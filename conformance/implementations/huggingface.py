@@ -384,7 +384,9 @@ class HuggingFaceModel:
         if fam.gate_up:
 
             def gate_up(tensor: torch.Tensor) -> None:
-                gate, up = tensor.chunk(2, dim=-1)
+                # Slices: autograd lets no part that chunk() returns be edited in place.
+                half = tensor.shape[-1] // 2
+                gate, up = tensor[..., :half], tensor[..., half:]
                 to("mlp.pre")(gate)
                 to("mlp.pre_linear")(up)
 

@@ -121,8 +121,12 @@ class LensModel(ABC):
         """Component name -> module whose input is the component's input."""
 
     @abstractmethod
-    def process_weights(self) -> None:
-        """Apply the library's standard weight processing, in place."""
+    def process_weights(self, flags: Mapping[str, bool] | None = None) -> None:
+        """Apply the library's weight processing, in place.
+
+        Args:
+            flags: which of its steps, by the library's names; None for its standard ones.
+        """
 
     @abstractmethod
     def named_weights(self) -> dict[str, torch.Tensor]:
@@ -187,9 +191,11 @@ class LensModel(ABC):
         logits, _ = self._run(prompt, on_site, force, on_input, "logits", edits or {}, grad)
         return logits
 
-    def run_with_loss(self, prompt: Prompt, on_site: OnSite) -> tuple[torch.Tensor, torch.Tensor]:
+    def run_with_loss(
+        self, prompt: Prompt, on_site: OnSite, *, edits: Edits | None = None, grad: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One forward pass: logits, and the library's own per-token loss [batch, pos - 1]."""
-        logits, loss = self._run(prompt, on_site, None, None, "both", {}, False)
+        logits, loss = self._run(prompt, on_site, None, None, "both", edits or {}, grad)
         assert loss is not None
         return logits, loss
 
@@ -264,13 +270,14 @@ class LensModel(ABC):
                     output = self._output_reader(site, emit)
                     stack.callback(module.register_forward_hook(output).remove)
             result = self.model.run_with_hooks(
-                prompt.tokens, fwd_hooks=hooks, **kwargs, **self._run_options(prompt)
+                prompt.tokens, fwd_hooks=hooks, **kwargs, **self.run_options(prompt)
             )
         if return_type == "logits":
             return result, None
         return result[0], result[1]
 
-    def _run_options(self, prompt: Prompt) -> dict[str, Any]:
+    def run_options(self, prompt: Prompt) -> dict[str, Any]:
+        """What every call of :attr:`model` on a prompt needs besides its tokens and mask."""
         return {}
 
     def _reader(
@@ -407,9 +414,9 @@ class BridgeModel(LensModel):
                     found[f"blocks.{layer}.{name}"] = module
         return found
 
-    def process_weights(self) -> None:
+    def process_weights(self, flags: Mapping[str, bool] | None = None) -> None:
         with promoted(self.dtype):
-            self.model.enable_compatibility_mode(disable_warnings=True)
+            self.model.enable_compatibility_mode(disable_warnings=True, **(flags or {}))
 
     raw_is_separate = True
 
@@ -450,7 +457,7 @@ class HookedModel(LensModel):
 
     kind = "HookedTransformer"
     #: Loads the same checkpoint with the standard processing; None for a declared subject.
-    load_processed: Callable[[], Any] | None = None
+    load_processed: Callable[..., Any] | None = None
 
     def hook_table(self) -> dict[str, str]:
         by_module = ("ln1", "ln2", "attn.out", "mlp.out")
@@ -492,14 +499,17 @@ class HookedModel(LensModel):
                     found[f"blocks.{layer}.{name}"] = module
         return found
 
-    def process_weights(self) -> None:
+    def process_weights(self, flags: Mapping[str, bool] | None = None) -> None:
         with promoted(self.dtype):
             if self.load_processed is not None:
                 # The guards that keep processing off where it would be wrong live in the loader.
                 # The weights as they were go first: both at once would double the memory.
                 self.model = None
                 gc.collect()
-                self.model = self.load_processed().eval()
+                self.model = self.load_processed(flags=flags).eval()
+                return
+            if flags is not None:
+                self.model.load_and_process_state_dict(self.model.state_dict(), **flags)
                 return
             self.model.process_weights_(
                 fold_ln=True,
@@ -555,7 +565,7 @@ class HookedModel(LensModel):
             return "embed.ln." + name.rsplit(".", 1)[1]
         return name
 
-    def _run_options(self, prompt: Prompt) -> dict[str, Any]:
+    def run_options(self, prompt: Prompt) -> dict[str, Any]:
         if prompt.mask is None:
             return {"prepend_bos": False}
         return {"prepend_bos": False, "padding_side": prompt.name.removeprefix("padded_")}

@@ -1,0 +1,368 @@
+"""Generation: tokens, logits and caches of step-by-step decoding against the reference's.
+
+Tokens compare exactly. A step at which the reference's two largest logits are nearer to each
+other than its bound allows is a tie: what follows it is not compared, and that is reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from conformance import bounds
+from conformance.checks.base import Check, Context, agree, identical, structure
+from conformance.experiments.batching import padded
+from conformance.experiments.generation import (
+    ALONE,
+    FEWER,
+    STEERED,
+    once,
+    prompts,
+    steering,
+    steps,
+)
+from conformance.experiments.rows import project
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from conformance.experiments.store import Stored
+    from conformance.records import Comparison
+
+#: Tokens sampled, or generated without a cache where an edit is active or the model is large: each
+#: step is a whole forward pass. It bounds cost, not a verdict.
+FEW = 8
+#: Single tokens decoded before the rest is decoded at once.
+SINGLE = 12
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Made:
+    """Tokens [batch, pos], the prompt first; and logits [batch, step, d_vocab] of each step."""
+
+    tokens: torch.Tensor
+    logits: torch.Tensor
+
+    def row(self, row: int, start: int) -> Made:
+        """One row, without its padding."""
+        return Made(self.tokens[row : row + 1, start:], self.logits[row : row + 1])
+
+
+class Generation(Check):
+    """Decoding with and without a cache, in a batch, steered, sampled."""
+
+    name: ClassVar[str] = "generation"
+    runs: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Whether generation without an edit is right: if so, a wrong one is the edit's.
+        self._right = True
+
+    def exact(self, context: Context) -> Iterable[Comparison]:
+        self.metrics.update(context.scope.said())
+        if reason := _declined(context):
+            self.not_applicable("generation", reason)
+            return
+        stored = context.experiment(self.name)
+        found = prompts(context.subject.dims, context.scope)
+        count = steps(context.subject.dims, context.scope)
+        if stored.facts["disagrees"]:
+            self.metrics["reference_disagrees_with_itself"] = stored.facts["disagrees"]
+        alone = found[ALONE][None]
+        yield from self._step_by_step(context, stored)
+        few = min(count, FEW) if context.scope.large else count
+        for cached, n in ((True, count), (False, few)):
+            how = f"{n} tokens with{'' if cached else 'out'} a cache"
+            made = self._generate(context, how, alone, n, cached)
+            if made is None:
+                self._right = False
+                continue
+            for comparison in _greedy(self.metrics, stored, ALONE, made, how):
+                self._right = self._right and comparison.ok
+                yield comparison
+        yield from self._batch(context, stored, found, min(count, FEWER))
+        yield from self._steered(context, stored, alone)
+        yield from self._sampled(context, alone, min(count, FEW))
+
+    # --- tokens ---
+
+    def _generate(
+        self,
+        context: Context,
+        doing: str,
+        tokens: torch.Tensor,
+        count: int,
+        cached: bool,
+        mask: torch.Tensor | None = None,
+        sample: bool = False,
+    ) -> Made | None:
+        """What the library's own ``generate`` returns; None if it raised."""
+        subject = context.subject
+        options: dict[str, Any] = {
+            "max_new_tokens": count,
+            "do_sample": sample,
+            "stop_at_eos": False,
+            "use_past_kv_cache": cached,
+            "prepend_bos": False,
+            "return_type": "tokens",
+            "output_logits": True,
+            "verbose": False,
+        }
+        if mask is not None and subject.kind == "TransformerBridge":
+            options["attention_mask"] = mask
+        elif mask is not None:
+            options["padding_side"] = "left"
+        with self.port(f"generating {doing}", "logits"), subject.session():
+            result = subject.model.generate(tokens, **options)
+            return Made(result.sequences, torch.stack(list(result.logits), dim=1))
+        return None
+
+    def _batch(
+        self, context: Context, stored: Stored, found: dict[str, torch.Tensor], count: int
+    ) -> Iterator[Comparison]:
+        what = "a batch padded on the left"
+        subject = context.subject
+        if "batch" in stored.facts["disagrees"]:
+            self.not_applicable(what, stored.facts["disagrees"]["batch"])
+            return
+        if not getattr(
+            getattr(subject.model, "adapter", None), "supports_batched_generation", True
+        ):
+            self.not_applicable(what, "the adapter does not support batched generation")
+            return
+        rows = list(found.values())
+        prompt = padded(rows, "left")
+        assert prompt.mask is not None
+        if subject.kind != "TransformerBridge" and not self._hooked_pads(context):
+            return
+        made = self._generate(context, what, prompt.tokens, count, True, mask=prompt.mask)
+        if made is None:
+            return
+        width = prompt.tokens.shape[1]
+        for i, (name, row) in enumerate(found.items()):
+            own = made.row(i, width - len(row))
+            yield from _greedy(self.metrics, stored, name, own, f"in {what}")
+
+    def _hooked_pads(self, context: Context) -> bool:
+        """HookedTransformer reads the padding off the tokens: they must be padded with its id."""
+        tokenizer = context.subject.model.tokenizer
+        if tokenizer is not None and tokenizer.pad_token_id == 0:
+            return True
+        self.not_applicable(
+            "a batch padded on the left",
+            "HookedTransformer tells padding from tokens by its tokenizer's padding id alone",
+        )
+        return False
+
+    def _steered(
+        self, context: Context, stored: Stored, tokens: torch.Tensor
+    ) -> Iterator[Comparison]:
+        """A vector added to the residual stream while tokens are generated."""
+        subject = context.subject
+        site, change = steering(subject.dims, stored.facts["size"])
+        count = len(stored[f"{STEERED}/tokens"]) - tokens.shape[1]
+        name = subject.editable().get(site)
+        if name is None:
+            self.not_applicable("steering", f"no hook of the library can edit {site}")
+            return
+
+        def steer(value: torch.Tensor, hook: Any) -> torch.Tensor:
+            return change(value)
+
+        for cached, n in ((True, count), (False, min(count, FEW))):
+            how = f"{n} tokens with{'' if cached else 'out'} a cache, a vector added at {site}"
+            found: Made | None = None
+            with contextlib.ExitStack() as stack:
+                with self.port(f"entering hooks({name})", site):
+                    stack.enter_context(subject.model.hooks(fwd_hooks=[(name, steer)]))
+                found = self._generate(context, how, tokens, n, cached)
+            if found is not None:
+                at = site if self._right else "logits"
+                yield from _greedy(self.metrics, stored, STEERED, found, how, at)
+
+    def _sampled(self, context: Context, tokens: torch.Tensor, count: int) -> Iterator[Comparison]:
+        """The same seed gives the same tokens, with a cache and without."""
+        found: list[torch.Tensor] = []
+        for cached in (True, True, False):
+            how = f"{count} sampled tokens"
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_SEED)
+                sampled = self._generate(context, how, tokens, count, cached, sample=True)
+            if sampled is None:
+                return
+            found.append(sampled.tokens)
+        on = f"{count} tokens sampled with seed {_SEED}"
+        yield identical(found[0], found[1], site="logits", on=f"{on}, again")
+        yield identical(found[0], found[2], site="logits", on=f"{on}, without a cache")
+
+    # --- logits and caches, step by step ---
+
+    def _step_by_step(self, context: Context, stored: Stored) -> Iterator[Comparison]:
+        """A prompt, then single tokens, then the rest at once: logits as of one full pass."""
+        whole = stored[f"{ALONE}/tokens"].clone()[None]
+        start = len(prompts(context.subject.dims, context.scope)[ALONE])
+        single = start + SINGLE
+        cuts = [0, start, *range(start + 1, single + 1), whole.shape[1]]
+        decoder = _decoder(context)
+        logits: list[torch.Tensor] = []
+        for left, right in itertools.pairwise(cuts):
+            if right <= left:
+                continue
+            made: torch.Tensor | None = None
+            with (
+                self.port(f"decoding positions {left} to {right}", "logits"),
+                context.subject.session(),
+            ):
+                made = decoder.step(whole[:, left:right])
+            if made is None:
+                return
+            logits.append(made)
+            if right == start:
+                yield from self._cache(context, stored, decoder)
+        parts = {
+            "prompt": (0, start),
+            "single tokens": (start, single),
+            "several tokens at once": (single, whole.shape[1]),
+        }
+        found = project(torch.cat(logits, dim=1))[0]
+        truth = stored[f"{ALONE}/logits"]
+        for what, (left, right) in parts.items():
+            yield agree(
+                stored,
+                f"{ALONE}/logits",
+                found[left:right],
+                truth=truth[left:right],
+                site="logits",
+                on=f"{ALONE}, decoded step by step: {what}",
+            )
+
+    def _cache(self, context: Context, stored: Stored, decoder: _Decoder) -> Iterator[Comparison]:
+        """Keys and values after the prompt, by layer."""
+        rotary = context.subject.family.rotary
+        for layer in context.scope.layers:
+            at = f"blocks.{layer}.attn."
+            held: tuple[torch.Tensor, torch.Tensor] | None = None
+            with self.port(f"reading the cache of layer {layer}", f"{at}k"):
+                held = decoder.held(layer)
+            if held is None:
+                continue
+            key = f"{decoder.keys}/{layer}"
+            on = f"the cache after {ALONE}"
+            site = at + ("rot_k" if rotary and decoder.keys == "keys" else "k")
+            keys, values = (once(t, context.subject.dims) for t in held)
+            yield agree(stored, key, keys, site=site, on=on, row_dims=2)
+            yield agree(stored, f"values/{layer}", values, site=at + "v", on=on, row_dims=2)
+
+
+def _greedy(
+    metrics: dict[str, Any],
+    stored: Stored,
+    name: str,
+    made: Made,
+    how: str,
+    site: str = "logits",
+) -> Iterator[Comparison]:
+    """Tokens, and the logits that they were taken from, up to a tie."""
+    on = f"{name}, {how}"
+    tokens, logits = made.tokens[0], made.logits[0]
+    truth = stored[f"{name}/tokens"][: len(tokens)]
+    start = len(tokens) - len(logits)
+    if truth.shape != tokens.shape:
+        yield structure(site, f"{len(tokens)} tokens, expected {len(truth)}", on)
+        return
+    allowed = bounds.same_function(stored.spread(f"{name}/logits"))[0]
+    apart = (truth != tokens).nonzero()
+    # The logits of a step saw the tokens before it alone: those of the first wrong one count.
+    seen = min([*apart[:1, 0].tolist(), len(tokens) - 1])
+    if len(apart) > 0:
+        margin = float(stored[f"{name}/margins"][seen - 1])
+        if margin <= 2 * allowed:  # either logit may move by the bound
+            metrics.setdefault("ties", {})[on] = [seen, margin]
+            truth, tokens = truth[:seen], tokens[:seen]
+    yield identical(truth, tokens, site=site, on=on, note="tokens")
+    whole = stored[f"{name}/logits"][start - 1 : seen]
+    if len(whole) > 0:
+        shown = project(logits[None])[0][: len(whole)]
+        yield agree(stored, f"{name}/logits", shown, truth=whole, site=site, on=on)
+
+
+class _Decoder:
+    """Decodes with the library's own cache."""
+
+    #: Which keys of the reference it keeps: as they are used, or before their rotation.
+    keys: str
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, pos, d_vocab] of the next tokens [batch, pos]."""
+        raise NotImplementedError
+
+    def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the first row, [pos, kv_head, d_head]."""
+        raise NotImplementedError
+
+
+class _BridgeDecoder(_Decoder):
+    """HuggingFace's cache, handed back to the bridge."""
+
+    keys = "keys"
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._cache = model, None
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        options: dict[str, Any] = {"use_past_kv_cache": True}
+        if self._cache is not None:
+            options["past_key_values"] = self._cache
+        logits: torch.Tensor
+        logits, self._cache = self._model(tokens, return_type="logits_and_cache", **options)
+        return logits
+
+    def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        cache: Any = self._cache
+        found = cache.layers[layer]
+        return found.keys[0].transpose(0, 1), found.values[0].transpose(0, 1)
+
+
+class _HookedDecoder(_Decoder):
+    """HookedTransformer's own cache, which holds keys before their rotation."""
+
+    keys = "unrotated"
+
+    def __init__(self, model: Any) -> None:
+        from transformer_lens import TransformerLensKeyValueCache
+
+        self._model = model
+        self._cache: Any = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 1)
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._model(
+            tokens,
+            prepend_bos=False,
+            past_kv_cache=self._cache,
+            attention_mask=torch.ones_like(tokens),
+        )
+        return logits
+
+    def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self._cache[layer]
+        return found.past_keys[0], found.past_values[0]
+
+
+def _decoder(context: Context) -> _Decoder:
+    model = context.subject.model
+    if context.subject.kind == "TransformerBridge":
+        return _BridgeDecoder(model)
+    return _HookedDecoder(model)
+
+
+def _declined(context: Context) -> str | None:
+    adapter = getattr(context.subject.model, "adapter", None)
+    if not getattr(adapter, "supports_generation", True):
+        return f"{type(adapter).__name__} does not support it"
+    return None

@@ -1,0 +1,245 @@
+"""What is said of heads: ``detect_head``'s scores, and a circuit studied head by head."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from conformance import bounds
+from conformance.checks.base import Check, Context, agree, identical, structure
+from conformance.experiments.heads import LEFT_OUT, NAMES, patched
+from conformance.prompts import Prompt
+from conformance.records import Comparison
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import torch
+
+    from conformance.experiments.store import Stored
+
+#: How many heads a record names.
+_NAMED = 5
+
+
+class Heads(Check):
+    """Scores of heads on repeated random tokens, head by head; and, of models that have learned a
+    language, a logit-lens curve, direct attribution and patching of heads.
+
+    The metrics say how the two sides' scores correlate and how far they are apart at most.
+    """
+
+    name: ClassVar[str] = "heads"
+    runs: ClassVar[bool] = True
+
+    def exact(self, context: Context) -> Iterable[Comparison]:
+        made = context.experiment(self.name)
+        self.metrics.update(context.scope.said())
+        with context.subject.session():
+            yield from self._detected(context, made)
+        if made.facts["untold"] is not None:
+            self.not_applicable("facts and indirect objects", made.facts["untold"])
+            return
+        with context.subject.session():
+            yield from self._curve(context, made)
+            yield from self._attributed(context, made)
+        yield from self._patched(context, made)
+
+    def _said(self, what: str, truth: torch.Tensor, value: torch.Tensor) -> None:
+        """Correlation, largest difference, and the largest heads of either side."""
+        import torch
+
+        a, b = truth.double().flatten(), value.double().flatten()
+        self.metrics[what] = {
+            "correlation": float(torch.corrcoef(torch.stack([a, b]))[0, 1]),
+            "largest_difference": float((a - b).abs().max()),
+        }
+
+    def _heads(self, what: str, truth: torch.Tensor, value: torch.Tensor) -> None:
+        """The same of scores [layer, head], with the heads that score highest."""
+        self._said(what, truth, value)
+        for side, scores in (("reference", truth), ("subject", value)):
+            first = scores.flatten().topk(min(_NAMED, scores.numel())).indices.tolist()
+            width = scores.shape[1]
+            self.metrics[what][side] = [f"L{i // width}H{i % width}" for i in first]
+
+    # --- detect_head ---
+
+    def _detected(self, context: Context, made: Stored) -> Iterator[Comparison]:
+        import torch
+        from transformer_lens.head_detector import detect_head
+
+        model, tokens = context.subject.model, made["repeated"].clone()
+        cases = [(name, *out) for name in NAMES for out in LEFT_OUT]
+        cache: Any = None
+        with _tokens(model, tokens):
+            with self.port("run_with_cache"):
+                cache = model.run_with_cache(tokens, remove_batch_dim=True)[1]
+            if cache is None:
+                return
+            before = {
+                i: cache["pattern", i].clone() for i in range(context.reference.dims.n_layers)
+            }
+            for measure in ("mul", "abs"):
+                found: list[torch.Tensor] = []
+                with self.port(f"detect_head with {measure!r}"):
+                    for case, (name, first, current) in enumerate(cases):
+                        # Once as people call it; then from one cache, which must not be changed.
+                        given = {} if case == 0 else {"cache": cache}
+                        scores = detect_head(
+                            model,
+                            "repeated",
+                            name,  # type: ignore[arg-type] # one of its names
+                            exclude_bos=first,
+                            exclude_current_token=current,
+                            error_measure=measure,  # type: ignore[arg-type] # one of its measures
+                            **given,
+                        )
+                        found.append(scores.double())
+                if len(found) == len(cases):
+                    yield from self._scores(made, measure, torch.stack(found))
+        for layer, kept in before.items():
+            yield identical(
+                kept,
+                cache["pattern", layer],
+                site=f"blocks.{layer}.attn.pattern",
+                on="repeated",
+                note="detect_head leaves the cache as it was",
+            )
+
+    def _scores(self, made: Stored, measure: str, found: torch.Tensor) -> Iterator[Comparison]:
+        """``found`` [case, layer, head]."""
+        truth = made[measure]
+        if found.shape != truth.shape:
+            note = f"scores {tuple(found.shape)}, expected {tuple(truth.shape)}"
+            yield structure(None, f"detect_head: {note}", "repeated")
+            return
+        induction = NAMES.index("induction_head") * len(LEFT_OUT)
+        if measure == "mul":
+            self._heads("induction", truth[induction], found[induction])
+        for layer in range(truth.shape[1]):
+            site = f"blocks.{layer}.attn.pattern"
+            note = f"detect_head, {measure}: [pattern x what is left out, head]"
+            if measure == "abs":
+                yield _rounded(truth[:, layer], found[:, layer], site, note)
+                continue
+            yield agree(
+                made,
+                measure,
+                found[:, layer],
+                truth=truth[:, layer],
+                site=site,
+                on="repeated",
+                row_dims=2,
+                note=note,
+            )
+
+    # --- what a trained model does ---
+
+    def _curve(self, context: Context, made: Stored) -> Iterator[Comparison]:
+        import torch
+
+        model, facts = context.subject.model, made.facts
+        with self.port("logit lens of a fact"):
+            cache = model.run_with_cache(made["fact"].clone())[1]
+            normed = cache.accumulated_resid(apply_ln=True, pos_slice=-1)
+            logits = model.unembed(normed.transpose(0, 1))[0] * facts["scale"]
+            if facts["cap"] is not None:
+                logits = facts["cap"] * torch.tanh(logits / facts["cap"])
+            found = logits.log_softmax(-1)[:, facts["answer"]]
+            self._said("fact", made["curve"], found)
+            yield agree(made, "curve", found, site="logits", on="fact", note="logit-lens curve")
+
+    def _attributed(self, context: Context, made: Stored) -> Iterator[Comparison]:
+        model, truth = context.subject.model, made["attribution"]
+        with self.port("attribution of heads"):
+            cache = model.run_with_cache(made["objects"].clone())[1]
+            stack = cache.stack_head_results(pos_slice=-1)
+            right, wrong = made["right"].clone(), made["wrong"].clone()
+            found = cache.logit_attrs(stack, right, wrong, pos_slice=-1)
+            found = found.unflatten(0, (truth.shape[0], -1))
+            self._heads("indirect_objects", truth.mean(-1), found.mean(-1))
+            for layer in range(len(truth)):
+                yield agree(
+                    made,
+                    "attribution",
+                    found[layer],
+                    truth=truth[layer],
+                    site=f"blocks.{layer}.attn_out",
+                    on="objects",
+                    row_dims=2,
+                    note="direct attribution of each head",
+                )
+
+    def _patched(self, context: Context, made: Stored) -> Iterator[Comparison]:
+        import torch
+
+        subject, objects = context.subject, made["objects"].clone()
+        layers = context.scope.layers
+        sites = [f"blocks.{i}.attn.z" for i in layers]
+        if any(site not in subject.editable() for site in sites):
+            self.not_applicable("head patching", "no hook of the port can edit z")
+            return
+        clean: dict[str, torch.Tensor] = {}
+
+        def keep(name: str, value: torch.Tensor) -> None:
+            if name in sites:
+                clean[name] = value[0].detach().clone()
+
+        pair = int(made["right"][1]), int(made["wrong"][1])
+        found: list[torch.Tensor] = []
+        with self.port("patching heads"):
+            subject.run(Prompt("objects", objects[:1]), keep)
+            for layer, site in zip(layers, sites, strict=True):
+                found.append(
+                    patched(
+                        lambda prompt, edits: subject.run(prompt, lambda *_: None, edits=edits),
+                        objects,
+                        layer,
+                        clean[site],
+                        pair,
+                    )
+                )
+        if len(found) < len(layers):
+            return
+        self._said("head_patching", made["patched"], torch.stack(found))
+        for row, (site, value) in enumerate(zip(sites, found, strict=True)):
+            yield agree(
+                made,
+                "patched",
+                value,
+                truth=made["patched"][row],
+                site=site,
+                on="objects",
+                note="logit difference with one head patched",
+            )
+
+
+def _rounded(truth: torch.Tensor, found: torch.Tensor, site: str, note: str) -> Comparison:
+    """Scores that the library rounds."""
+    away = (truth - found).abs()
+    index = tuple(int(i) for i in (away == away.max()).nonzero()[0]) if away.numel() else None
+    measured = float(away.max())
+    return Comparison(
+        judgement="same_function",
+        site=site,
+        prompt="repeated",
+        measured=measured,
+        allowed=bounds.DETECTED_ROUNDING,
+        ok=measured <= bounds.DETECTED_ROUNDING,
+        index=index,
+        reference=None if index is None else float(truth[index]),
+        subject=None if index is None else float(found[index]),
+        bound="half a unit of the third decimal, to which detect_head rounds",
+        note=note,
+    )
+
+
+@contextlib.contextmanager
+def _tokens(model: Any, tokens: torch.Tensor) -> Iterator[None]:
+    """Whatever text ``detect_head`` is given is these tokens: a tokenizer is another check's."""
+    object.__setattr__(model, "to_tokens", lambda *_, **__: tokens)
+    try:
+        yield
+    finally:
+        object.__delattr__(model, "to_tokens")

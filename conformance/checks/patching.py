@@ -1,0 +1,302 @@
+"""Activation patching: what it must leave alone, what it must restore, and what it must measure."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from conformance import bounds
+from conformance.checks.base import Check, Context, agree, identical, same, structure
+from conformance.checks.effects import effect
+from conformance.experiments.patching import (
+    SWEEPS,
+    attribution,
+    indices,
+    metric,
+    middle_patches,
+    prompts,
+    tangents,
+    values,
+    whole,
+)
+from conformance.experiments.rows import project, run_rows
+from conformance.records import Comparison
+from conformance.sites import computation_order, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    import torch
+
+    from conformance.experiments.rows import Row
+
+_STREAM = ("resid_pre", "resid_mid", "resid_post")
+_BRANCHES = ("embed", "attn_out", "mlp_out")
+
+
+class Patching(Check):
+    """Values of a clean run in a corrupted one, by our edits and by the library's own sweeps.
+
+    What the port must do to itself is judged bit for bit: a site's own value changes nothing,
+    the clean residual stream or all that is added to it gives the clean logits. What it measures
+    is compared with the same patches made on the reference.
+    """
+
+    name: ClassVar[str] = "patching"
+    runs: ClassVar[bool] = True
+
+    def exact(self, context: Context) -> Iterable[Comparison]:
+        stored, subject = context.experiment(self.name), context.subject
+        self.metrics |= context.scope.said()
+        self._context, self._stored, self._subject = context, stored, subject
+        self._clean_prompt, self._corrupted = prompts(subject.dims, context.scope)
+        runs = None
+        with self.port("a plain run"):
+            every = range(subject.dims.n_layers)
+            runs = [values(subject, p, every) for p in (self._clean_prompt, self._corrupted)]
+        if runs is None:
+            return
+        clean, other = runs
+        for name, found in (("clean", clean), ("corrupted", other)):
+            shown = project(found["logits"][None])[0]
+            compared = agree(stored, name, shown, site="logits", on=f"{name} (unpatched)")
+            yield compared
+            if not compared.ok:
+                return  # patches of a wrong run tell nothing of the patches
+        editable = subject.editable()
+        inside = computation_order([s for s in clean if s in editable])
+        self._clean = {site: clean[site] for site in inside}
+        scoped = [s for s in inside if parse(s).layer in (None, *context.scope.layers)]
+        yield from self._own_values(scoped, other)
+        yield from self._stream(scoped, clean["logits"])
+        yield from self._branches(clean["logits"])
+        yield from self._positions(scoped, other["logits"])
+        yield from self._heads(scoped, other["logits"])
+        with _quiet():
+            yield from self._sweeps(scoped)
+        yield from self._attribution(scoped, other)
+
+    # --- what it must leave alone, and restore ----------------------------------------------------
+
+    def _run(
+        self,
+        edits: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+        doing: str,
+        site: str | None,
+        on_site: Callable[[str, torch.Tensor], None] = lambda *_: None,
+    ) -> torch.Tensor | None:
+        """One row of the corrupted prompt: its logits [pos, d_vocab]; None if the port raises."""
+        with self.port(doing, site):
+            return self._subject.run(self._corrupted, on_site, edits=edits)[0]
+        return None
+
+    def _own_values(
+        self, sites: list[str], own: Mapping[str, torch.Tensor]
+    ) -> Iterator[Comparison]:
+        """A site patched with its own value: the identity, bit for bit."""
+
+        def patched(names: list[str]) -> Comparison | None:
+            edits = {s: (lambda _, s=s: own[s][None].clone()) for s in names}
+            site = names[0] if len(names) == 1 else None
+            logits = self._run(edits, "a patch of its own value", site)
+            if logits is None:
+                return None
+            on = "corrupted (patched with its own value)"
+            return identical(own["logits"], logits, site=site, on=on)
+
+        together = patched(sites)
+        if together is not None and together.ok:
+            yield together
+            return
+        for site in sites:
+            alone = patched([site])
+            if alone is not None:
+                yield alone
+
+    def _stream(self, sites: list[str], clean: torch.Tensor) -> Iterator[Comparison]:
+        """The clean residual stream at every position: the clean logits, bit for bit."""
+        for site in sites:
+            if parse(site).kind in _STREAM:
+                logits = self._run(_edits(whole(site, self._clean[site])), "a patch", site)
+                if logits is not None:
+                    on = "corrupted (patched with the clean run at every position)"
+                    yield identical(clean, logits, site=site, on=on)
+
+    def _branches(self, clean: torch.Tensor) -> Iterator[Comparison]:
+        """Embedding, and all that attention and MLPs add to it: the clean logits, bit for bit."""
+        every = [s for s in self._clean if parse(s).kind in _BRANCHES]
+        due = 1 + 2 * self._subject.dims.n_layers
+        if len(every) < due:
+            self.not_applicable(
+                "all branches", f"hooks of the library can edit only {len(every)} of {due}"
+            )
+            return
+        apart: list[str] = []
+
+        def watch(name: str, value: torch.Tensor) -> None:
+            if parse(name).kind in _STREAM and not bool((value[0] == self._clean[name]).all()):
+                apart.append(name)
+
+        edits = {s: e for name in every for s, e in _edits(whole(name, self._clean[name])).items()}
+        logits = self._run(edits, "patches of every branch", None, watch)
+        if logits is not None:
+            on = "corrupted (embedding and every branch patched with the clean run)"
+            site = apart[0] if apart else "logits"
+            yield identical(clean, logits, site=site, on=on)
+
+    # --- what it measures -------------------------------------------------------------------------
+
+    def _rows(self, rows: Mapping[str, Row]) -> dict[str, torch.Tensor]:
+        """Logits of every row, projected [pos, 16], as far as the port gives them."""
+        names = list(rows)
+        with self.port("patches"):
+            made = run_rows(self._subject, self._corrupted, list(rows.values()))
+            return {names[index]: value for index, value in made}
+        return {}
+
+    def _positions(self, sites: list[str], corrupted: torch.Tensor) -> Iterator[Comparison]:
+        """A patch in the middle: the reference's logits, and what comes before as it was."""
+        unpatched = project(corrupted[None])[0]
+        due = middle_patches({s: self._clean[s] for s in sites})
+        for site, value in self._rows(due).items():
+            before = value.shape[0] // 2
+            on = f"corrupted (position {before} patched)"
+            yield self._effect(f"at/{site}", value, unpatched, site, on)
+            spread = self._stored.spread("corrupted")
+            note = "a patch moved what comes before it"
+            if before:
+                yield same(unpatched[:before], value[:before], spread, site=site, on=on, note=note)
+
+    def _effect(
+        self, key: str, value: torch.Tensor, unpatched: torch.Tensor, site: str, on: str
+    ) -> Comparison:
+        before = ("corrupted", unpatched)
+        return effect(self._stored, key, value, unchanged=before, site=site, on=on, what="patch")
+
+    def _heads(self, sites: list[str], corrupted: torch.Tensor) -> Iterator[Comparison]:
+        """z patched in every head at every position is the attention patched."""
+        unpatched = project(corrupted[None])[0]
+        rows = {
+            s: whole(s, self._clean[s]) for s in sites if parse(s).kind in ("attn.z", "attn_out")
+        }
+        found = self._rows(rows)
+        for site, value in found.items():
+            on = "corrupted (every position patched)"
+            yield self._effect(f"whole/{site}", value, unpatched, site, on)
+            twin = site.replace("attn_out", "attn.z")
+            if twin != site and twin in found:
+                spread = self._stored.spread(f"whole/{site}")
+                on = "corrupted (every head's z patched, against all of attention)"
+                yield same(value, found[twin], spread, site=twin, on=on)
+
+    def _sweeps(self, sites: list[str]) -> Iterator[Comparison]:
+        """The library's own sweeps against the same patches of the reference."""
+        model = self._subject.model
+        cache = None
+        with self._subject.session(), self.port("run_with_cache"):
+            _, cache = model.run_with_cache(self._clean_prompt.tokens, **self._options())
+        for name, sweep in SWEEPS.items() if cache is not None else ():
+            first = f"blocks.0.{sweep.kind}"
+            if first not in sites or name not in self._stored:
+                hidden = self._subject.expected_hooks()[1] | self._subject.family.absent()
+                why = hidden.get(sweep.kind, "no hook of the library shows its site")
+                self.not_applicable(name, why)
+                continue
+            yield from self._sweep(name, cache)
+
+    def _options(self) -> dict[str, Any]:
+        return self._subject.run_options(self._clean_prompt)
+
+    def _sweep(self, name: str, cache: Any) -> Iterator[Comparison]:
+        import torch
+        from transformer_lens import patching
+
+        made, full = indices(name, self._subject.dims, self._context.scope)
+        seen: list[torch.Tensor] = []
+
+        def measure(logits: torch.Tensor) -> torch.Tensor:
+            seen.append(project(logits.detach())[0])
+            return metric(seen[-1])
+
+        sweep = getattr(patching, name)
+        more: dict[str, Any] = {}
+        if not full:
+            counts = SWEEPS[name].counts(self._subject.dims, self._subject.dims.n_layers)
+            every = patching.make_df_from_ranges(counts, sweep.keywords["index_axis_names"])
+            table = every.iloc[[_flat(index, counts) for index in made]]
+            more = {"index_axis_names": None, "index_df": table}
+        site = f"blocks.0.{SWEEPS[name].kind}"
+        result = None
+        with self._subject.session(), self.port(name, site):
+            result = sweep(self._subject.model, self._corrupted.tokens, cache, measure, **more)
+        if result is None:
+            return
+        on = f"corrupted ({name})"
+        if len(seen) != len(made):
+            yield structure(site, f"{name} made {len(seen)} patches, not {len(made)}", on)
+            return
+        truth, value = self._stored[name], torch.stack([s[-1] for s in seen])
+        spread = self._stored.spread(name)
+        for layer in sorted({index[0] for index in made}):
+            rows = [i for i, index in enumerate(made) if index[0] == layer]
+            at = f"blocks.{layer}.{SWEEPS[name].kind}"
+            yield same(truth[rows], value[rows], spread, site=at, on=on)
+        returned = torch.stack([metric(s) for s in seen])
+        if full:
+            returned = returned.reshape([1 + max(column) for column in zip(*made, strict=True)])
+        yield identical(
+            returned, result.to(returned.dtype), site=site, on=on, note="what the sweep returns"
+        )
+
+    def _attribution(
+        self, sites: list[str], other: Mapping[str, torch.Tensor]
+    ) -> Iterator[Comparison]:
+        """Gradient times difference: the reference's, and a finite difference's."""
+        differences = tangents({s: self._clean[s] for s in sites}, other)
+        found: dict[str, torch.Tensor] = {}
+        with self.port("the gradient of a metric"):
+            found = attribution(self._subject, self._corrupted, differences)
+        on = "corrupted (attribution patching)"
+        for site, value in found.items():
+            truth = self._stored[f"attribution/{site}"]
+            yield agree(self._stored, f"attribution/{site}", value, site=site, on=on)
+            if f"slope/{site}" not in self._stored:
+                continue
+            slope = float(self._stored[f"slope/{site}"])
+            size = float(truth.abs().sum())
+            apart = abs(float(value.sum()) - slope) / (size or 1.0)
+            yield Comparison(
+                judgement="same_function",
+                site=site,
+                prompt="corrupted (attribution patching, against a finite difference)",
+                measured=apart,
+                allowed=bounds.DIFFERENCE_ALLOWED,
+                ok=apart <= bounds.DIFFERENCE_ALLOWED,
+                reference=slope,
+                subject=float(value.sum()),
+                bound=f"central difference of step {bounds.DIFFERENCE_STEP:g}",
+            )
+
+
+def _edits(row: Row) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """A row's edits, for a batch of one."""
+    return {
+        site: (lambda value, edit=edit: edit(value[0])[None])  # type: ignore[misc]
+        for site, edit in row.items()
+    }
+
+
+def _flat(index: tuple[int, ...], counts: list[int]) -> int:
+    """Where a tuple of indices is among all, the last axis the fastest."""
+    at = 0
+    for value, count in zip(index, counts, strict=True):
+        at = at * count + value
+    return at
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's progress bars."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield

@@ -1,0 +1,248 @@
+"""Greedy continuations of the reference, with and without an edit, and what its cache holds.
+
+The truth is a full forward pass: a sequence is greedy if, in one pass over the whole of it, the
+largest logit at each position is the next token (causality makes that the same as one pass for
+each prefix). ``generate`` proposes, the forward pass disposes; where the two disagree other than
+by a tie, that is a fact about the reference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from conformance import bounds
+from conformance.experiments.base import Apparatus, Experiment
+from conformance.experiments.batching import padded, sequences
+from conformance.experiments.rows import gaussian, project
+from conformance.implementations.base import first_tensor
+from conformance.prompts import Prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+
+    from conformance.experiments.base import Scope
+    from conformance.families import Dims
+    from conformance.implementations.huggingface import HuggingFaceModel
+
+#: Tokens generated, where the context has room for them.
+STEPS = 64
+#: Tokens generated in a batch, or with an edit active.
+FEWER = 32
+#: The sequence that is generated from alone, and whose cache is kept.
+ALONE = "unequal1"
+STEERED = "steered"
+
+
+def steps(dims: Dims, scope: Scope) -> int:
+    """How many tokens are generated."""
+    longest = max(len(t) for t in prompts(dims, scope).values())
+    return min(STEPS, dims.n_ctx - longest)
+
+
+def prompts(dims: Dims, scope: Scope) -> dict[str, torch.Tensor]:
+    """Token ids [pos] by name, of unequal lengths."""
+    found = sequences(dims, scope)
+    return {name: tokens for name, tokens in found.items() if name.startswith("unequal")}
+
+
+def steering(dims: Dims, size: float) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """The site that is edited while tokens are generated, and the edit: a vector is added.
+
+    Args:
+        size: of the vector, root mean square: that of the site.
+    """
+    vector = size * gaussian("steering", dims.d_model)
+    return f"blocks.{dims.n_layers // 2}.resid_post", lambda t: t + vector.to(t.dtype)
+
+
+def once(held: torch.Tensor, dims: Dims) -> torch.Tensor:
+    """Keys or values [pos, kv_head, d_head] of a cache that may repeat them for each head."""
+    repeated = held.shape[1] == dims.n_heads != dims.n_kv_heads
+    return held[:, :: dims.group] if repeated else held
+
+
+def margins(logits: torch.Tensor) -> torch.Tensor:
+    """[pos, d_vocab] -> [pos]: how far the largest is from the next, in units of the row's
+    largest absolute value."""
+    top = logits.topk(2, dim=-1).values
+    return (top[:, 0] - top[:, 1]) / logits.abs().amax(-1)
+
+
+class Generation(Experiment):
+    """Sequences by name (those of :func:`prompts`, and ``steered``), each as
+
+    ``{name}/tokens`` [pos], ``{name}/logits`` [pos, 16] (projected) and ``{name}/margins`` [pos];
+    the cache after the prompt :data:`ALONE`, each ``{what}/{layer}`` [pos, kv_head, d_head]:
+    ``keys`` and ``values`` as HuggingFace keeps them, ``unrotated`` keys as they were before
+    their rotation. Facts: ``size`` of the edit, ``disagrees`` where ``generate`` does.
+    """
+
+    uses: ClassVar[tuple[str, ...]] = (
+        "conformance.experiments.rows",
+        "conformance.experiments.batching",
+    )
+
+    def __init__(self) -> None:
+        self._disagrees: dict[str, str] = {}
+
+    def run(self, on: Apparatus) -> Iterator[tuple[str, torch.Tensor]]:
+        self._disagrees = {}
+        model = on.model
+        count = steps(model.dims, on.scope)
+        found = prompts(model.dims, on.scope)
+        whole: dict[str, torch.Tensor] = {}
+        for name, tokens in found.items():
+            whole[name], logits = self._greedy(model, name, tokens, count)
+            yield from _results(name, whole[name], logits)
+        edit = steering(model.dims, _size(model, found[ALONE]))
+        tokens, logits = self._greedy(model, STEERED, found[ALONE], min(count, FEWER), edit)
+        yield from _results(STEERED, tokens, logits)
+        self._batch(model, list(found.values()), list(whole.values()), min(count, FEWER))
+        yield from _cache(model, found[ALONE], on.scope)
+
+    def facts(self, on: Apparatus) -> dict[str, Any]:
+        tokens = prompts(on.model.dims, on.scope)[ALONE]
+        return {"size": _size(on.model, tokens), "disagrees": self._disagrees}
+
+    def _greedy(
+        self,
+        model: HuggingFaceModel,
+        name: str,
+        tokens: torch.Tensor,
+        count: int,
+        edit: tuple[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The greedy sequence, prompt and all, and its logits [pos, d_vocab]."""
+        proposed = _generate(model, tokens[None], None, count, edit)[0]
+        sequence = proposed.new_zeros(len(tokens) + count)
+        sequence[: len(proposed)] = proposed
+        edits = None if edit is None else dict([edit])
+        first = len(tokens) - 1
+        while True:
+            prompt = Prompt(name, sequence[None])
+            logits = model.run(prompt, lambda *_: None, edits=edits)[0]
+            chosen = logits.argmax(-1)
+            wrong = (sequence[first + 1 :] != chosen[first:-1]).nonzero()
+            if len(wrong) == 0:
+                break
+            at = first + int(wrong[0])
+            # Right up to here; what follows the first wrong token is a guess anyway.
+            sequence = sequence.clone()
+            sequence[at + 1 :] = chosen[at:-1]
+        self._note(name, sequence, proposed, margins(logits))
+        return sequence, logits
+
+    def _batch(
+        self,
+        model: HuggingFaceModel,
+        rows: list[torch.Tensor],
+        whole: list[torch.Tensor],
+        count: int,
+    ) -> None:
+        prompt = padded(rows, "left")
+        proposed = _generate(model, prompt.tokens, prompt.mask, count, None)
+        for i, row in enumerate(rows):
+            sequence = whole[i][: len(row) + count]
+            logits = model.run(Prompt("batch", sequence[None]), lambda *_: None)[0]
+            own = proposed[i, prompt.tokens.shape[1] - len(row) :]
+            self._note("batch", sequence, own, margins(logits))
+
+    def _note(
+        self, name: str, sequence: torch.Tensor, proposed: torch.Tensor, margin: torch.Tensor
+    ) -> None:
+        if len(sequence) != len(proposed):
+            self._disagrees[name] = f"generate() of transformers stops at {len(proposed)} tokens"
+            return
+        apart = (sequence != proposed).nonzero()
+        if len(apart) == 0:
+            return
+        at = int(apart[0])
+        if float(margin[at - 1]) > bounds.SAME_FUNCTION_CEILING:
+            self._disagrees[name] = (
+                f"generate() of transformers takes another token than a full forward pass at "
+                f"position {at}, where the largest logit leads by {float(margin[at - 1]):.1e}"
+            )
+
+
+def _results(
+    name: str, tokens: torch.Tensor, logits: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
+    yield f"{name}/tokens", tokens
+    yield f"{name}/logits", project(logits)
+    yield f"{name}/margins", margins(logits)
+
+
+def _generate(
+    model: HuggingFaceModel,
+    tokens: torch.Tensor,
+    mask: torch.Tensor | None,
+    count: int,
+    edit: tuple[str, Callable[[torch.Tensor], torch.Tensor]] | None,
+) -> torch.Tensor:
+    """HuggingFace's own greedy generation with its cache, past any end of text."""
+    import torch
+    import transformers
+
+    config = transformers.GenerationConfig(
+        do_sample=False, max_new_tokens=count, eos_token_id=None, pad_token_id=0, use_cache=True
+    )
+    own = model.model.generation_config
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(model.session())
+        # What a config leaves open, the model's own decides: the end of a text among others.
+        stack.callback(setattr, model.model, "generation_config", own)
+        model.model.generation_config = config
+        if edit is not None:
+            site, change = edit
+            layer = int(site.split(".")[1])
+            block = dict(model.model.named_modules())[model.family.at("", layer)]
+
+            def hook(_: Any, __: Any, output: Any) -> Any:
+                shown = change(first_tensor(output))
+                return shown if isinstance(output, torch.Tensor) else (shown, *output[1:])
+
+            stack.callback(block.register_forward_hook(hook).remove)
+        found: torch.Tensor = model.model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens) if mask is None else mask,
+        )
+    return found
+
+
+def _size(model: HuggingFaceModel, tokens: torch.Tensor) -> float:
+    """Root mean square of the edited site, as a power of two: roundoff does not move it."""
+    site, _ = steering(model.dims, 1.0)
+    seen: list[float] = []
+
+    def on_site(name: str, value: torch.Tensor) -> None:
+        if name == site:
+            seen.append(float(value.square().mean().sqrt()))
+
+    model.run(Prompt(ALONE, tokens[None]), on_site)
+    return 2.0 ** round(math.log2(seen[0]))
+
+
+def _cache(
+    model: HuggingFaceModel, tokens: torch.Tensor, scope: Scope
+) -> Iterator[tuple[str, torch.Tensor]]:
+    with model.session():
+        layers = model.model(input_ids=tokens[None], use_cache=True).past_key_values.layers
+    for layer in scope.layers:
+        for what in ("keys", "values"):
+            held = getattr(layers[layer], what)[0].transpose(0, 1)
+            yield f"{what}/{layer}", once(held, model.dims).contiguous()
+    kind = "attn.k" if model.family.qk_norm is None else "attn.k_normed"
+    seen: dict[str, torch.Tensor] = {}
+    model.run(
+        Prompt(ALONE, tokens[None]),
+        lambda name, value: seen.update({name: value.clone()}) if name.endswith(kind) else None,
+    )
+    for layer in scope.layers:
+        yield f"unrotated/{layer}", seen[f"blocks.{layer}.{kind}"][0]
+
+
+EXPERIMENT = Generation()

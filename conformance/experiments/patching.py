@@ -1,0 +1,275 @@
+"""Activation patching by hand: what patches of the reference do to its logits."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from conformance.bounds import DIFFERENCE_STEP
+from conformance.experiments.base import SHORT, Apparatus, Experiment
+from conformance.experiments.rows import gaussian, project, prompt_of, run_rows, seeded
+from conformance.implementations.base import UNEDITABLE
+from conformance.sites import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import torch
+
+    from conformance.experiments.base import Scope
+    from conformance.experiments.rows import Row, RowEdit
+    from conformance.families import Dims
+    from conformance.implementations.base import Implementation
+    from conformance.prompts import Prompt
+
+#: Sweeps of which every patch is made, where a model has no more than so many: the library makes a
+#: forward pass for each. These show how it counts layers, positions and heads that share keys.
+WHOLE = ("get_act_patch_attn_head_out_all_pos", "get_act_patch_attn_head_k_all_pos")
+FULL = 16
+#: How many patches are made of any other, for a twin and for a large model.
+SAMPLED, SAMPLED_LARGE = 4, 2
+
+#: Steps -> weight, of the central difference of fourth order.
+STENCIL: Mapping[int, float] = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One of the library's sweeps.
+
+    Attributes:
+        kind: of the site that it patches.
+        axes: what it iterates over, in its own order; ``layer`` first.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+
+    def counts(self, dims: Dims, layers: int) -> list[int]:
+        """How far each axis goes."""
+        heads = dims.n_kv_heads if self.kind in ("attn.k", "attn.v") else dims.n_heads
+        far = {"layer": layers, "head": heads}
+        return [far.get(axis, SHORT) for axis in self.axes]
+
+
+def _sweeps() -> dict[str, Sweep]:
+    found = {
+        f"get_act_patch_{kind}": Sweep(kind, ("layer", "pos"))
+        for kind in ("resid_pre", "resid_mid", "attn_out", "mlp_out")
+    }
+    for name, kind in (("out", "attn.z"), ("q", "attn.q"), ("k", "attn.k"), ("v", "attn.v")):
+        stem = f"get_act_patch_attn_head_{name}"
+        found[f"{stem}_all_pos"] = Sweep(kind, ("layer", "head"))
+        found[f"{stem}_by_pos"] = Sweep(kind, ("layer", "pos", "head"))
+    stem = "get_act_patch_attn_head_pattern"
+    found[f"{stem}_all_pos"] = Sweep("attn.pattern", ("layer", "head"))
+    found[f"{stem}_by_pos"] = Sweep("attn.pattern", ("layer", "head", "dest"))
+    found[f"{stem}_dest_src_pos"] = Sweep("attn.pattern", ("layer", "head", "dest", "src"))
+    return found
+
+
+#: The library's sweeps, by name.
+SWEEPS: Mapping[str, Sweep] = _sweeps()
+
+
+def prompts(dims: Dims, scope: Scope) -> tuple[Prompt, Prompt]:
+    """Clean and corrupted: one row of eight random tokens each."""
+    import torch
+
+    sixteen = prompt_of(dims, scope).tokens
+    n = min(SHORT, sixteen.shape[1])
+    lowest = min(4, dims.d_vocab - 1)
+    other = torch.randint(lowest, dims.d_vocab, (1, n), generator=seeded("corrupted"))
+    clean = replace(prompt_of(dims, scope), name="clean", tokens=sixteen[:, :n])
+    return clean, replace(clean, name="corrupted", tokens=other)
+
+
+def indices(name: str, dims: Dims, scope: Scope) -> tuple[list[tuple[int, ...]], bool]:
+    """Which patches of a sweep are made; and whether those are all of them."""
+    import torch
+
+    sweep = SWEEPS[name]
+    counts = sweep.counts(dims, dims.n_layers)
+    if name in WHOLE and not scope.large and math.prod(counts) <= FULL:
+        return list(itertools.product(*map(range, counts))), True
+    possible = list(
+        itertools.product(scope.layers, *map(range, sweep.counts(dims, dims.n_layers)[1:]))
+    )
+    if sweep.axes[-2:] == ("dest", "src"):
+        possible = [index for index in possible if index[-1] <= index[-2]]
+    count = SAMPLED_LARGE if scope.large else SAMPLED
+    seen: dict[int, int] = {}
+    ranked: list[tuple[int, tuple[int, ...]]] = []
+    for at in torch.randperm(len(possible), generator=seeded(name)).tolist():
+        layer = possible[at][0]
+        seen[layer] = seen.get(layer, 0) + 1
+        ranked.append((seen[layer], possible[at]))
+    ranked.sort(key=lambda entry: entry[0])  # every layer once before any twice
+    return sorted(index for _, index in ranked[:count]), False
+
+
+def patch(kind: str, axes: Sequence[str], index: Sequence[int], clean: torch.Tensor) -> RowEdit:
+    """Put the clean run's value where ``index`` points, along ``axes`` (no layer among them).
+
+    Args:
+        clean: the site's value in the clean run, no batch.
+    """
+    names = {"pos": "pos", "dest": "query", "src": "key", "head": "head"}
+    own = [("head" if axis == "kv_head" else axis) for axis in parse(f"blocks.0.{kind}").axes[1:]]
+    at: list[Any] = [slice(None)] * len(own)
+    for axis, value in zip(axes, index, strict=True):
+        at[own.index(names[axis])] = value
+
+    def edit(value: torch.Tensor) -> torch.Tensor:
+        value = value.clone()
+        value[tuple(at)] = clean[tuple(at)].to(value.dtype)
+        return value
+
+    return edit
+
+
+def metric(projected: torch.Tensor) -> torch.Tensor:
+    """A linear functional of the last position's logits, from their projection [..., pos, 16]."""
+    return projected[..., -1, :] @ gaussian("metric", projected.shape[-1]).to(projected.dtype)
+
+
+def middle_patches(sites: Mapping[str, torch.Tensor]) -> dict[str, Row]:
+    """Site -> its value at one position in the middle (of the queries, of scores) patched.
+
+    Args:
+        sites: the clean run's values, without batch.
+    """
+    found: dict[str, Row] = {}
+    for site, clean in sites.items():
+        axes = parse(site).axes[1:]
+        kind = parse(site).kind
+        where = "dest" if "query" in axes else "pos"
+        length = clean.shape[axes.index("query" if where == "dest" else "pos")]
+        if parse(site).layer is not None:
+            found[site] = {site: patch(kind, (where,), (length // 2,), clean)}
+    return found
+
+
+def values(model: Implementation, prompt: Prompt, layers: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Every site that can be edited of these layers, and those of none, without batch."""
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, value: torch.Tensor) -> None:
+        site = parse(name)
+        if site.kind not in UNEDITABLE and site.layer in (None, *layers):
+            found[name] = value[0].clone()
+
+    found["logits"] = model.run(prompt, keep)[0].clone()
+    return found
+
+
+def attribution(
+    model: Implementation,
+    corrupted: Prompt,
+    differences: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Site -> gradient of the metric times clean minus corrupted, summed by position (or query).
+
+    Args:
+        differences: site -> clean minus corrupted, no batch.
+    """
+    import torch
+
+    probes = {s: torch.zeros_like(d)[None].requires_grad_() for s, d in differences.items()}
+    edits = {site: (lambda value, p=probe: value + p) for site, probe in probes.items()}
+    logits = model.run(corrupted, lambda *_: None, edits=edits, grad=True)
+    gradients = torch.autograd.grad(
+        metric(project(logits))[0], list(probes.values()), allow_unused=True
+    )
+    found = {}
+    for (site, difference), gradient in zip(differences.items(), gradients, strict=True):
+        axes = parse(site).axes[1:]
+        kept = axes.index("query" if "query" in axes else "pos")
+        others = [axis for axis in range(len(axes)) if axis != kept]
+        product = torch.zeros_like(difference) if gradient is None else gradient[0] * difference
+        found[site] = product.sum(others).detach()
+    return found
+
+
+class Patching(Experiment):
+    """Runs of the corrupted prompt with values of the clean one.
+
+    Results, logits always projected: ``clean`` and ``corrupted`` [pos, 16]; ``at/{site}``, one
+    position patched [pos, 16]; ``whole/{site}``, z or attn_out patched at every position;
+    each sweep [patches, 16] at the last position; ``attribution/{site}`` [pos]; and
+    ``slope/{site}`` [1], the metric's central difference along clean minus corrupted (of a large
+    model, in its middle layer).
+    """
+
+    uses: ClassVar[tuple[str, ...]] = ("conformance.experiments.rows", "conformance.bounds")
+
+    def run(self, on: Apparatus) -> Iterator[tuple[str, torch.Tensor]]:
+        import torch
+
+        model, scope = on.model, on.scope
+        prompt, corrupted = prompts(model.dims, scope)
+        clean = values(model, prompt, scope.layers)
+        other = values(model, corrupted, scope.layers)
+        yield "clean", project(clean.pop("logits")[None])[0]
+        yield "corrupted", project(other.pop("logits")[None])[0]
+        named: dict[str, Row] = {f"at/{s}": row for s, row in middle_patches(clean).items()}
+        for site in clean:
+            if parse(site).kind in ("attn.z", "attn_out"):
+                named[f"whole/{site}"] = whole(site, clean[site])
+        differences = tangents(clean, other)
+        sloped = [s for s in differences if not scope.large or parse(s).layer == scope.layers[1]]
+        for site in sloped:
+            for steps in STENCIL:
+                by = steps * DIFFERENCE_STEP * differences[site]
+                named[f"{steps}/{site}"] = {site: shifted(by)}
+        swept = {}
+        for name, sweep in SWEEPS.items():
+            if f"blocks.{scope.layers[0]}.{sweep.kind}" in clean:
+                swept[name] = indices(name, model.dims, scope)[0]
+                named |= {f"{name}/{i}": row for i, row in self._rows(name, swept[name], clean)}
+        names = list(named)
+        results = {names[i]: v for i, v in run_rows(model, corrupted, list(named.values()))}
+        for name, value in results.items():
+            if name.startswith(("at/", "whole/")):
+                yield name, value
+        for name, made in swept.items():
+            yield name, torch.stack([results[f"{name}/{i}"][-1] for i in range(len(made))])
+        for site, value in attribution(model, corrupted, differences).items():
+            yield f"attribution/{site}", value
+            if site in sloped:
+                parts = [w * metric(results[f"{n}/{site}"]) for n, w in STENCIL.items()]
+                yield f"slope/{site}", torch.stack(parts).sum().reshape(1) / DIFFERENCE_STEP
+
+    def _rows(
+        self, name: str, made: Sequence[tuple[int, ...]], clean: Mapping[str, torch.Tensor]
+    ) -> Iterator[tuple[int, Row]]:
+        sweep = SWEEPS[name]
+        for i, (layer, *index) in enumerate(made):
+            site = f"blocks.{layer}.{sweep.kind}"
+            yield i, {site: patch(sweep.kind, sweep.axes[1:], index, clean[site])}
+
+
+def whole(site: str, clean: torch.Tensor) -> Row:
+    """A site patched at every position."""
+    return {site: lambda value: clean.to(value.dtype)}
+
+
+def shifted(by: torch.Tensor) -> RowEdit:
+    """Add this to a site's value."""
+    return lambda value: value + by.to(value.dtype)
+
+
+def tangents(
+    clean: Mapping[str, torch.Tensor], corrupted: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Clean minus corrupted; masked scores, whose difference is no number, do not move."""
+    return {
+        site: (value - corrupted[site]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        for site, value in clean.items()
+        if site in corrupted
+    }
+
+
+EXPERIMENT = Patching()

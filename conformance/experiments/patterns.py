@@ -1,0 +1,55 @@
+"""What attention's scores are made of, as the checkpoint's config says it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from conformance.experiments.base import Experiment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from conformance.experiments.base import Apparatus
+
+
+class Patterns(Experiment):
+    """The constants of the scores' formula; needs no run, for the trace has every tensor.
+
+    Results: ``scale`` [layer], and ``slopes`` [head] where positions enter as alibi. Facts:
+    ``cap`` and ``clip``, each a number or None.
+    """
+
+    uses: ClassVar[tuple[str, ...]] = ("conformance.diagnose.facts", "conformance.families")
+    needs_model: ClassVar[bool] = False
+
+    def run(self, on: Apparatus) -> Iterator[tuple[str, torch.Tensor]]:
+        import torch
+
+        from conformance.diagnose import facts
+        from conformance.families import dims, family
+
+        config = _config(on)
+        fam, d = family(config.architectures[0], config), dims(config)
+        scales = [facts.attention_scale(config, fam, d, i)[0] for i in range(d.n_layers)]
+        yield "scale", torch.tensor(scales, dtype=torch.float64)
+        slopes = facts.slopes(config, fam, d)
+        if slopes is not None:
+            yield "slopes", slopes
+
+    def facts(self, on: Apparatus) -> dict[str, Any]:
+        from conformance.diagnose import facts
+
+        config = _config(on)
+        cap = facts.first(config, "attn_logit_softcapping")
+        return {"cap": None if cap is None else float(cap), "clip": facts.clip(config)}
+
+
+def _config(on: Apparatus) -> Any:
+    import transformers
+
+    return transformers.AutoConfig.from_pretrained(on.checkpoint)
+
+
+EXPERIMENT = Patterns()

@@ -1,0 +1,129 @@
+"""Faults of backpropagation: the forward pass is right, and a gradient is not."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from conformance.faults.base import Fault
+from conformance.faults.inject import edited, editing, exposed, watched_input
+from conformance.faults.norms import norm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    import torch
+
+    from conformance.implementations.subjects import LensModel
+
+_LAYER = 1
+_PRE = f"blocks.{_LAYER}"
+
+
+def _scaled(t: torch.Tensor) -> torch.Tensor:
+    """The same value, with half the gradient."""
+    return 0.5 * t + (0.5 * t).detach()
+
+
+@contextlib.contextmanager
+def _straight_through(subject: LensModel) -> Iterator[None]:
+    """A norm passes gradients through as if it only multiplied, by what it did."""
+    module = norm(subject, f"{_PRE}.ln1")
+    assert module is not None
+
+    def change(y: torch.Tensor) -> torch.Tensor:
+        x = box.get().reshape(y.shape)
+        return x + (y - x).detach()
+
+    with watched_input(module) as box, edited(subject, f"{_PRE}.ln1", change):
+        yield
+
+
+@contextlib.contextmanager
+def _frozen(subject: LensModel) -> Iterator[None]:
+    """The parameters of one layer's attention record no gradient."""
+    parameters = list(subject.components()[f"{_PRE}.attn"].parameters())
+    before = [p.requires_grad for p in parameters]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, was in zip(parameters, before, strict=True):
+            p.requires_grad_(was)
+
+
+def _last_of_mlp(subject: LensModel) -> tuple[str, ...]:
+    """The MLP's weight that gradients reach first."""
+    fam = subject.family
+    if fam.ln2_post:
+        return (f"{_PRE}.ln2_post.w.grad",)
+    if fam.experts:
+        parts = ("b_gate", "W_gate", "W_in", "W_out")  # of the first that any token uses
+        experts = range(subject.dims.n_experts)
+        return tuple(f"{_PRE}.mlp.experts.{e}.{w}.grad" for e in experts for w in parts)
+    return (f"{_PRE}.mlp.W_out.grad",)
+
+
+def _after_attention(subject: LensModel) -> tuple[str, ...]:
+    return (f"{_PRE}.attn.W_O.grad",)
+
+
+def _before_ln1(subject: LensModel) -> tuple[str, ...]:
+    """The norm's own weight, or what is before a norm without one."""
+    return (f"{_PRE}.ln1.w.grad", f"{_PRE}.resid_pre.grad")
+
+
+def _before_the_pattern(subject: LensModel) -> tuple[str, ...]:
+    return tuple(f"{_PRE}.attn.{w}.grad" for w in ("q_norm.w", "k_norm.w", "W_Q", "sinks"))
+
+
+def _fault(
+    name: str,
+    what: str,
+    apply: Callable[[LensModel], AbstractContextManager[Any]],
+    sites: Callable[[LensModel], tuple[str, ...]],
+    applies: Callable[[LensModel], bool] = lambda _: True,
+) -> Fault:
+    return Fault(
+        name,
+        "behaviour",
+        what,
+        apply,
+        sites,
+        applies,
+        named_by="gradients",
+        needs="gradients",
+    )
+
+
+FAULTS: tuple[Fault, ...] = (
+    _fault(
+        "gradients_detached",
+        "the graph is cut at resid_post",
+        editing(f"{_PRE}.resid_post", lambda t: t.detach()),
+        _last_of_mlp,
+    ),
+    _fault(
+        "gradient_halved",
+        "the MLP's output passes on half of its gradient",
+        editing(f"{_PRE}.mlp_out", _scaled),
+        _last_of_mlp,
+    ),
+    _fault(
+        "gradient_straight_through",
+        "a norm's gradient is that of its input",
+        _straight_through,
+        _before_ln1,
+        lambda s: exposed(s, f"{_PRE}.ln1") and norm(s, f"{_PRE}.ln1") is not None,
+    ),
+    _fault(
+        "pattern_detached",
+        "the attention pattern is computed without recording",
+        editing(f"{_PRE}.attn.pattern", lambda t: t.detach()),
+        _before_the_pattern,
+        lambda s: exposed(s, f"{_PRE}.attn.pattern"),
+    ),
+    _fault("attention_frozen", "attention's weights record no gradient", _frozen, _after_attention),
+)

@@ -1,0 +1,180 @@
+"""Faults of generation: of the cache, of positions at decode, of hooks while tokens are made."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from conformance.faults.base import Fault, exactly
+from conformance.faults.inject import (
+    AttentionMode,
+    attention_calls,
+    attribute,
+    called_with,
+    delegates,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from conformance.implementations.subjects import LensModel
+
+    Apply = Callable[[LensModel], AbstractContextManager[object]]
+
+_LAYER = 1
+_LOGITS = exactly("logits")
+
+
+def _keys_at_decode(change: Callable[[torch.Tensor], torch.Tensor]) -> Apply:
+    """Change the keys [..., d_head, key] where they outnumber the queries."""
+
+    def products(count: int, first: torch.Tensor, second: torch.Tensor) -> tuple[Any, Any]:
+        if count == 0 and second.shape[-1] > first.shape[-2]:
+            second = change(second)
+        return first, second
+
+    return lambda s: attention_calls(s, _LAYER, AttentionMode(products=products))
+
+
+def _too_large(keys: torch.Tensor) -> torch.Tensor:
+    return torch.cat([keys[..., :-1] * 1.01, keys[..., -1:]], dim=-1)
+
+
+def _stale(keys: torch.Tensor) -> torch.Tensor:
+    """The entry before the newest was not written: it is still the one before it."""
+    if keys.shape[-1] < 3:
+        return keys
+    return torch.cat([keys[..., :-2], keys[..., -3:-2], keys[..., -1:]], dim=-1)
+
+
+def _position_late(subject: LensModel) -> AbstractContextManager[object]:
+    """A single token is given the position after its own."""
+
+    def change(args: Any, kwargs: Any) -> Any:
+        positions = kwargs.get("position_ids")
+        if positions is not None and positions.shape[-1] == 1:
+            kwargs = {**kwargs, "position_ids": positions + 1}
+        return args, kwargs
+
+    return called_with(subject.model.original_model, change)
+
+
+def _gives_positions(subject: LensModel) -> bool:
+    accepts = getattr(subject.model, "_accepts_derived_position_ids", None)
+    matters = subject.family.rotary or subject.family.pos_embed is not None
+    return matters and accepts is not None and bool(accepts())
+
+
+def _hooks_dropped(subject: LensModel) -> AbstractContextManager[object]:
+    return attribute(subject.model, "hooks", lambda **_: contextlib.nullcontext())
+
+
+def _hooks_at_prefill_only(subject: LensModel) -> AbstractContextManager[object]:
+    right = subject.model.hooks
+
+    def wrong(fwd_hooks: Any) -> Any:
+        def once(user: Any) -> Any:
+            def hook(tensor: torch.Tensor, hook: Any) -> Any:
+                return tensor if tensor.shape[1] == 1 else user(tensor, hook=hook)
+
+            return hook
+
+        return right(fwd_hooks=[(name, once(user)) for name, user in fwd_hooks])
+
+    return attribute(subject.model, "hooks", wrong)
+
+
+def _generating(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Apply:
+    """Change how the library's ``generate`` is called."""
+
+    def apply(subject: LensModel) -> AbstractContextManager[object]:
+        right = subject.model.generate
+        return attribute(
+            subject.model, "generate", lambda tokens, **kwargs: right(tokens, **change(kwargs))
+        )
+
+    return apply
+
+
+def _padding_forgotten(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in kwargs.items() if k not in ("attention_mask", "padding_side")}
+
+
+def _seed_forgotten(kwargs: dict[str, Any]) -> dict[str, Any]:
+    if kwargs["do_sample"]:
+        torch.manual_seed(torch.seed())
+    return kwargs
+
+
+def _steered(subject: LensModel) -> tuple[str, ...]:
+    return (f"blocks.{subject.dims.n_layers // 2}.resid_post",)
+
+
+def _fault(
+    name: str,
+    what: str,
+    apply: Apply,
+    sites: Callable[[LensModel], tuple[str, ...]] = _LOGITS,
+    applies: Callable[[LensModel], bool] = lambda _: True,
+) -> Fault:
+    return Fault(
+        name,
+        "behaviour",
+        what,
+        apply,
+        sites,
+        applies,
+        named_by="generation",
+        needs="generation",
+    )
+
+
+def _own_attention(subject: LensModel) -> bool:
+    return not delegates(subject)
+
+
+FAULTS: tuple[Fault, ...] = (
+    _fault(
+        "cache_corrupted",
+        "cached keys are wrong at decode",
+        _keys_at_decode(_too_large),
+        applies=_own_attention,
+    ),
+    _fault(
+        "cache_stale",
+        "a cached key is still the one before it",
+        _keys_at_decode(_stale),
+        applies=_own_attention,
+    ),
+    _fault(
+        "decode_position_late",
+        "positions are off by one at decode",
+        _position_late,
+        applies=_gives_positions,
+    ),
+    _fault(
+        "generation_drops_hooks",
+        "hooks are dropped while tokens are generated",
+        _hooks_dropped,
+        _steered,
+    ),
+    _fault(
+        "generation_hooks_prompt_only",
+        "hooks act on the prompt and on no token after it",
+        _hooks_at_prefill_only,
+        _steered,
+    ),
+    _fault(
+        "generation_sees_padding",
+        "the padding of a batch is not masked while tokens are generated",
+        _generating(_padding_forgotten),
+    ),
+    _fault(
+        "generation_not_seeded",
+        "sampling does not depend on the seed",
+        _generating(_seed_forgotten),
+    ),
+)

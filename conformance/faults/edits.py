@@ -1,0 +1,276 @@
+"""Faults that show only where somebody edits: a forward pass without edits is right.
+
+Each breaks how one hook point treats what a user's hook returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from conformance.faults.base import Fault, exactly
+from conformance.faults.inject import Box, attribute, edited, exposed, point
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+
+    from conformance.implementations.subjects import LensModel
+
+    #: What the model goes on with, given the value and what the user's hook made of it.
+    Treatment = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+_LAYER = 1
+
+
+@contextlib.contextmanager
+def treated(subject: LensModel, site: str, treatment: Treatment) -> Iterator[None]:
+    """A hook point that makes something else of what a hook returns; looking is as it was."""
+    module: Any = point(subject, site)
+    right = module.add_hook
+
+    def wrong(user: Any, *args: Any, **kwargs: Any) -> Any:
+        def hook(tensor: torch.Tensor, hook: Any) -> torch.Tensor | None:
+            given = tensor.clone()
+            result = user(given, hook=hook)
+            return None if result is None else treatment(tensor, result)
+
+        return right(hook, *args, **kwargs)
+
+    object.__setattr__(module, "add_hook", wrong)
+    try:
+        yield
+    finally:
+        object.__delattr__(module, "add_hook")
+
+
+def _editable(site: str) -> Callable[[LensModel], bool]:
+    return lambda s: exposed(s, site) and site in s.editable()
+
+
+def _fault(name: str, what: str, kind: str, treatment: Treatment, needs: str) -> Fault:
+    site = f"blocks.{_LAYER}.{kind}"
+    return Fault(
+        name,
+        "behaviour",
+        what,
+        lambda s: treated(s, site, treatment),
+        exactly(site),
+        _editable(site),
+        named_by=needs,
+        needs=needs,
+    )
+
+
+def _dropped(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    return before
+
+
+def _first_position(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    result = before.clone()
+    result[:, 0] = after[:, 0]
+    return result
+
+
+def _first_row(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    result = before.clone()
+    result[0] = after[0]
+    return result
+
+
+def _twice(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    return after + (after - before)
+
+
+def _first_head(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    result = before.clone()
+    result[:, :, 0] = after[:, :, 0]
+    return result
+
+
+def _rounded(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    return after / 3 * 3
+
+
+def _backwards(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    return after + 1e-3 * (after - before).roll(-1, 1)
+
+
+def _next_head(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    return before + (after - before).roll(1, 2)
+
+
+@contextlib.contextmanager
+def _cache_changed(subject: LensModel) -> Iterator[None]:
+    """What a cache keeps of the queries is a part in a million too large."""
+    model = subject.model
+    right = model.run_with_cache
+    name = subject.expected_hooks()[0][f"blocks.{_LAYER}.attn.q"]
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        result, cache = right(*args, **kwargs)
+        cache.cache_dict[name] = cache.cache_dict[name] * (1 + 1e-6)
+        return result, cache
+
+    object.__setattr__(model, "run_with_cache", wrong)
+    try:
+        yield
+    finally:
+        object.__delattr__(model, "run_with_cache")
+
+
+@contextlib.contextmanager
+def _sweep_shifted() -> Iterator[None]:
+    """A sweep returns its results one patch late."""
+    from transformer_lens import patching
+
+    right = patching.get_act_patch_resid_pre
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        return right(*args, **kwargs).roll(1, 0)
+
+    wrong.keywords = right.keywords  # type: ignore[attr-defined]
+    with attribute(patching, "get_act_patch_resid_pre", wrong):
+        yield
+
+
+def _halfway(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    return before + (1 - 1e-6) * (after - before)
+
+
+@contextlib.contextmanager
+def _one_reader(subject: LensModel) -> Iterator[None]:
+    """Attention sees an edit of resid_pre; the sum after it has the value from before."""
+    lost = Box()
+
+    def remember(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        lost.value = before - after
+        return after
+
+    def restore(out: torch.Tensor) -> torch.Tensor:
+        if lost.value is not None:
+            out, lost.value = out + lost.value.reshape(out.shape), None
+        return out
+
+    site = f"blocks.{_LAYER}."
+    with (
+        treated(subject, site + "resid_pre", remember),
+        edited(subject, site + "attn_out", restore),
+    ):
+        yield
+
+
+def _heads(subject: LensModel) -> bool:
+    site = f"blocks.{_LAYER}.attn.k"
+    return _editable(site)(subject) and subject.dims.n_kv_heads > 1
+
+
+FAULTS: tuple[Fault, ...] = (
+    _fault(
+        "edit_dropped",
+        "an edit at hook_resid_post is silently dropped",
+        "resid_post",
+        _dropped,
+        "interventions",
+    ),
+    _fault(
+        "edit_of_pattern_dropped",
+        "an edit at hook_pattern is silently dropped",
+        "attn.pattern",
+        _dropped,
+        "interventions",
+    ),
+    _fault(
+        "edit_of_first_position",
+        "an edit at hook_z acts on the first position only",
+        "attn.z",
+        _first_position,
+        "interventions",
+    ),
+    _fault(
+        "edit_of_first_row",
+        "an edit at hook_mlp_out acts on the first row of the batch only",
+        "mlp_out",
+        _first_row,
+        "interventions",
+    ),
+    _fault(
+        "edit_applied_twice",
+        "what an edit at hook_resid_pre changes is changed twice",
+        "resid_pre",
+        _twice,
+        "interventions",
+    ),
+    _fault(
+        "edit_weakened",
+        "an edit at hook_attn_out falls short by one part in a million",
+        "attn_out",
+        _halfway,
+        "interventions",
+    ),
+    Fault(
+        "edit_of_first_head",
+        "grouped heads",
+        "an edit at hook_k acts on the first key head only",
+        lambda s: treated(s, f"blocks.{_LAYER}.attn.k", _first_head),
+        exactly(f"blocks.{_LAYER}.attn.k"),
+        _heads,
+        named_by="interventions",
+        needs="interventions",
+    ),
+    Fault(
+        "edit_seen_by_one_reader",
+        "behaviour",
+        "an edit at hook_resid_pre reaches attention, not the residual sum",
+        _one_reader,
+        exactly(f"blocks.{_LAYER}.resid_pre"),
+        lambda s: (
+            s.family.residual_multiplier == 1.0
+            and all(_editable(f"blocks.{_LAYER}.{k}")(s) for k in ("resid_pre", "attn_out"))
+        ),
+        named_by="interventions",
+        needs="interventions",
+    ),
+    _fault(
+        "patch_rounded",
+        "what a patch of hook_mlp_out puts in is rounded once more",
+        "mlp_out",
+        _rounded,
+        "patching",
+    ),
+    _fault(
+        "patch_reaches_back",
+        "a patch of hook_resid_post changes the position before it a little",
+        "resid_post",
+        _backwards,
+        "patching",
+    ),
+    _fault(
+        "patch_of_next_head",
+        "a patch of one head's z lands in the next head",
+        "attn.z",
+        _next_head,
+        "patching",
+    ),
+    Fault(
+        "patch_from_changed_cache",
+        "behaviour",
+        "the clean run's cache keeps queries a part in a million too large",
+        _cache_changed,
+        exactly(f"blocks.{_LAYER}.attn.q"),
+        _editable(f"blocks.{_LAYER}.attn.q"),
+        named_by="patching",
+        needs="patching",
+    ),
+    Fault(
+        "sweep_shifted",
+        "behaviour",
+        "get_act_patch_resid_pre returns its results one patch late",
+        lambda _: _sweep_shifted(),
+        exactly("blocks.0.resid_pre"),
+        _editable("blocks.0.resid_pre"),
+        named_by="patching",
+        needs="patching",
+    ),
+)

@@ -1,0 +1,64 @@
+"""The flags of TransformerLens's weight processing, and where it leaves them off."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from conformance.implementations.subjects import LensModel
+
+#: The library's own flags, in the order in which it applies them.
+STANDARD: tuple[str, ...] = (
+    "fold_ln",
+    "center_writing_weights",
+    "center_unembed",
+    "fold_value_biases",
+)
+#: Off in the library's standard processing.
+OPTIONAL = "refactor_factored_attn_matrices"
+FLAGS: tuple[str, ...] = (*STANDARD, OPTIONAL)
+
+
+def centres(subject: LensModel) -> bool:
+    """Whether the port's norms subtract the mean; without it, centring changes the function."""
+    kind = str(getattr(subject.model.cfg, "normalization_type", "LN"))
+    return "RMS" not in kind and not getattr(subject.model.cfg, "uses_rms_norm", False)
+
+
+def declined(subject: LensModel, flag: str) -> str | None:
+    """Why the library leaves this flag off for this architecture, or None."""
+    cfg = subject.model.cfg
+    adapter = getattr(subject.model, "adapter", None)
+    if flag == "fold_ln":
+        if not getattr(adapter, "supports_fold_ln", True):
+            return f"{type(adapter).__name__} does not support it"
+        if subject.family.ln1 is None and subject.family.ln2 is None:
+            return "norms stand after what they would be folded into"
+    elif flag == "center_writing_weights":
+        if not centres(subject):
+            return "the norms do not subtract the mean, so centring would change the function"
+        if not getattr(adapter, "supports_center_writing_weights", True):
+            return f"{type(adapter).__name__} does not support it"
+    elif flag == "center_unembed":
+        if (getattr(cfg, "output_logits_soft_cap", None) or 0) > 0:
+            return "a soft cap of the logits does not commute with a shift of them"
+    elif flag == "fold_value_biases" and not _has_value_bias(subject):
+        return "values have no bias"
+    elif flag == OPTIONAL and subject.family.rotary:
+        return "queries and keys are rotated between the factors"
+    elif flag == OPTIONAL and subject.dims.group != 1:
+        return "heads that share keys and values share their factors"
+    return None
+
+
+def _has_value_bias(subject: LensModel) -> bool:
+    return any(bool((b != 0).any()) for b in value_biases(subject.named_weights()).values())
+
+
+def value_biases(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of a port's weights that are biases of values."""
+    return {n: t for n, t in weights.items() if n.endswith((".attn.b_V", ".attn._b_V"))}

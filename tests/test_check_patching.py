@@ -1,0 +1,144 @@
+"""The check of activation patching: right ports pass it, wrong ones are named."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import twins
+from twins import twin_model
+
+from conformance.bench import Bench
+from conformance.experiments.base import SHORT, Scope
+from conformance.experiments.patching import (
+    SAMPLED,
+    SAMPLED_LARGE,
+    SWEEPS,
+    WHOLE,
+    indices,
+    patch,
+    prompts,
+    tangents,
+)
+from conformance.faults import CATALOGUE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OLD = importlib.util.find_spec("transformer_lens.HookedTransformer") is not None
+FAULTS = [name for name, fault in CATALOGUE.items() if fault.needs == "patching"]
+CHECK = "patching"
+
+
+def judged(twin: str, subject: str, cache: Path) -> dict[str, Any]:
+    return twins.judge(twin_model(twin, prompts=("one",)), subject, cache, checks=(CHECK,))[CHECK]
+
+
+# --- what both sides are asked ------------------------------------------------------------------
+
+
+def test_every_sweep_of_the_library_is_known() -> None:
+    from transformer_lens import patching
+
+    other = {"block_every", "attn_head_all_pos_every", "attn_head_by_pos_every"}
+    other |= {"direct_path", "direct_path_all_sources"}
+    known = {name.removeprefix("get_act_patch_") for name in SWEEPS} | other
+    theirs = {n.removeprefix("get_act_patch_") for n in vars(patching) if n.startswith("get_act_")}
+    assert theirs - known == set()
+    for name, sweep in SWEEPS.items():
+        axes = getattr(patching, name).keywords["index_axis_names"]
+        renamed = {"head_index": "head", "dest_pos": "dest", "src_pos": "src"}
+        assert tuple(renamed.get(axis, axis) for axis in axes) == sweep.axes, name
+
+
+def test_a_patch_changes_what_its_index_says() -> None:
+    own, clean = torch.zeros(8, 4, 2), torch.ones(8, 4, 2)
+    changed = patch("attn.z", ("pos", "head"), (3, 1), clean)(own)
+    assert changed.nonzero()[:, :2].unique(dim=0).tolist() == [[3, 1]]
+    assert not own.any()
+    assert patch("attn.k", ("head",), (2,), clean)(own)[:, 2].all()
+    own, clean = torch.zeros(4, 8, 8), torch.ones(4, 8, 8)
+    changed = patch("attn.pattern", ("head", "dest", "src"), (1, 5, 2), clean)(own)
+    assert changed.nonzero().tolist() == [[1, 5, 2]]
+
+
+def test_sweeps_are_sampled_over_layers_and_small_ones_made_whole(twin_cache: Path) -> None:
+    dims = twins.huggingface("qwen2", twin_cache).dims
+    scope = Scope.of(dims)
+    for name, sweep in SWEEPS.items():
+        made, whole = indices(name, dims, scope)
+        assert whole == (name in WHOLE)
+        assert made == sorted(set(made)) == indices(name, dims, scope)[0]
+        assert {index[0] for index in made} == set(range(dims.n_layers))
+        assert all(len(index) == len(sweep.axes) for index in made)
+        assert len(made) == (sum(1 for _ in made) if whole else SAMPLED)
+        some, _ = indices(name, dims, Scope((0, 2), SHORT, large=True))
+        assert len(some) == SAMPLED_LARGE
+    assert len(indices("get_act_patch_attn_head_k_all_pos", dims, scope)[0]) == (
+        dims.n_layers * dims.n_kv_heads
+    )
+
+
+def test_prompts_differ_and_masked_scores_do_not_move(twin_cache: Path) -> None:
+    dims = twins.huggingface("qwen2", twin_cache).dims
+    clean, corrupted = prompts(dims, Scope.of(dims))
+    assert clean.tokens.shape == corrupted.tokens.shape == (1, SHORT)
+    assert not torch.equal(clean.tokens, corrupted.tokens)
+    masked = torch.tensor([1.0, -torch.inf])
+    assert tangents({"a": masked}, {"a": masked - 1.0})["a"].tolist() == [1.0, 0.0]
+
+
+# --- right ports --------------------------------------------------------------------------------
+
+
+def test_a_right_bridge_passes(twin_cache: Path) -> None:
+    record = judged("falcon-7b", "bridge", twin_cache)
+    assert record["outcome"] == "passed", record["reason"]
+    assert set(record["metrics"]["not_applicable"]) == {"get_act_patch_resid_mid"}
+    assert record["verdict"]["exact"]["compared"] > 15
+
+
+@pytest.mark.skipif(not OLD, reason="HookedTransformer left in 4.0")
+def test_a_right_hooked_transformer_passes(twin_cache: Path) -> None:
+    record = judged("gpt2", "hooked", twin_cache)
+    assert record["outcome"] == "passed", record["reason"]
+    assert "not_applicable" not in record["metrics"]
+
+
+def test_a_bridge_fails_at_resid_mid_alone(twin_cache: Path) -> None:
+    """docs/findings/020."""
+    record = judged("gpt2", "bridge", twin_cache)
+    assert record["metrics"]["failing"] == ["resid_mid"]
+    assert record["first_divergence"] == "blocks.0.resid_mid"
+    assert "bit for bit" in record["reason"]
+
+
+# --- wrong ports --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench(twin_cache: Path) -> Bench:
+    return Bench.load(twin_model("qwen2", prompts=("one",)), "bridge", twin_cache, prompts=("one",))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_of_patches_are_caught_and_named(name: str, bench: Bench) -> None:
+    fault = CATALOGUE[name]
+    assert bench.provable(fault)
+    proof = bench.prove(fault)
+    assert proof.caught
+    assert proof.site_named, proof.named
+
+
+def test_a_sweep_that_raises_is_the_ports_failure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(*args: Any, **kwargs: Any) -> None:
+        torch.nn.Linear(2, 3)(torch.ones(1, 5))
+
+    monkeypatch.setattr(bench.exact.model, "run_with_hooks", raises)
+    (failed,) = bench._run_check(CHECK)[CHECK]
+    assert failed.judgement == "structure"
+    assert failed.note.startswith("a plain run raised RuntimeError")
