@@ -61,17 +61,13 @@ DERIVED_WEIGHT_ULP = 2.0
 
 #: Step of a central difference of fourth order, relative to the change along which it is taken.
 #: Its error is step^4 / 30 times the fifth derivative over the first, and roundoff over step
-#: (Abramowitz and Stegun, table 25.2): about 1e-10 both for what twins compute.
+#: (Abramowitz and Stegun, table 25.2): 1e-10 for most of what twins compute, 3e-9 at most.
 DIFFERENCE_STEP = 1e-4
 
 #: How far a first-order estimate may be from that central difference, relative to the sum of its
-#: parts' sizes: a hundred times its error, ten times below the smallest seeded fault of an edit
-#: (one part in a million).
+#: parts' sizes: thirty times its largest error, ten times below the smallest seeded fault of an
+#: edit (one part in a million).
 DIFFERENCE_ALLOWED = 1e-7
-
-#: ``detect_head`` rounds its ``abs`` score to three decimals (head_detector.py of TransformerLens
-#: 3.9 and 4.3): half a unit of the third, and roundoff.
-DETECTED_ROUNDING = 5e-4 + 1e-12
 
 # --- what the words of an explanation depend on; no verdict does ---------------------------------
 

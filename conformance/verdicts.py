@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 from conformance.records import Comparison, JudgementSummary, Outcome, Verdict
@@ -125,9 +126,13 @@ def first_divergence(failures: Sequence[Comparison]) -> str | None:
 
 
 def failing(failures: Iterable[Comparison]) -> list[str]:
-    """The kinds of site at which something fails, sorted; another site's name is its kind."""
+    """The kinds of site at which something fails, sorted; another site's is its name in a block."""
     sites = {c.site for c in failures if c.site is not None}
-    return sorted({parse(s).kind if _is_place(s) else s for s in sites})
+    return sorted({parse(s).kind if _is_place(s) else _in_block(s) for s in sites})
+
+
+def _in_block(name: str) -> str:
+    return name.split(".", 2)[2] if re.match(r"blocks\.\d+\.", name) else name
 
 
 def _is_place(name: str) -> bool:

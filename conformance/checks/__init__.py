@@ -23,7 +23,10 @@ def registry() -> Mapping[str, type[Check]]:
     from conformance.checks.batching import Batching
     from conformance.checks.components import Components
     from conformance.checks.determinism import Determinism
+    from conformance.checks.generation import Generation
     from conformance.checks.gradients import Gradients
+    from conformance.checks.heads import Heads
+    from conformance.checks.hooks import Hooks
     from conformance.checks.interventions import Interventions
     from conformance.checks.lens import Lens
     from conformance.checks.logits import Logits
@@ -31,6 +34,7 @@ def registry() -> Mapping[str, type[Check]]:
     from conformance.checks.patching import Patching
     from conformance.checks.patterns import Patterns
     from conformance.checks.processing import Processing
+    from conformance.checks.tokenizer import Tokenizer
     from conformance.checks.weights import Weights
 
     found = {
@@ -45,9 +49,13 @@ def registry() -> Mapping[str, type[Check]]:
             Lens,
             Interventions,
             Patching,
+            Hooks,
             Gradients,
             Processing,
             Batching,
+            Generation,
+            Tokenizer,
+            Heads,
             Determinism,
         )
     }

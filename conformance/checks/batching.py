@@ -126,6 +126,12 @@ class Batching(Check):
                 yield self._row(stored, name, logits[0], f"equal0, position ids {what}")
 
 
+def _known(context: Context) -> str:
+    """The prompt whose spreads serve: of one row, without padding."""
+    names = [prompt.name for prompt in context.reference.prompts]
+    return "sixteen" if "sixteen" in names else names[0]
+
+
 def _like_alone(
     context: Context, alone: Sites, batch: Sites, prompt: Prompt, row: int, on: str
 ) -> Iterator[Comparison]:
@@ -138,6 +144,6 @@ def _like_alone(
         own = value[row][:, keep][:, :, keep] if square else value[row][keep]
         truth = alone[name][0]
         row_dims = 2 if own.ndim == 3 and not square else 1
-        spread = context.reference.spread("sixteen", name)
+        spread = context.reference.spread(_known(context), name)
         note = "against the subject's own, alone"
         yield same(truth, own, spread, site=name, on=on, row_dims=row_dims, note=note)

@@ -15,11 +15,12 @@ import torch
 
 from conformance import bounds
 from conformance.checks.base import Check, Context, agree, identical, structure
+from conformance.checks.decoders import decoder_of
 from conformance.experiments.batching import padded
 from conformance.experiments.generation import (
     ALONE,
-    FEWER,
     STEERED,
+    fewer,
     once,
     prompts,
     steering,
@@ -30,11 +31,11 @@ from conformance.experiments.rows import project
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from conformance.checks.decoders import Decoder
     from conformance.experiments.store import Stored
     from conformance.records import Comparison
 
-#: Tokens sampled, or generated without a cache where an edit is active or the model is large: each
-#: step is a whole forward pass. It bounds cost, not a verdict.
+#: Tokens sampled, or generated without a cache where an edit is active or the model is large.
 FEW = 8
 #: Single tokens decoded before the rest is decoded at once.
 SINGLE = 12
@@ -70,8 +71,9 @@ class Generation(Check):
             self.not_applicable("generation", reason)
             return
         stored = context.experiment(self.name)
-        found = prompts(context.subject.dims, context.scope)
-        count = steps(context.subject.dims, context.scope)
+        subject = context.subject
+        found = prompts(subject.dims, context.scope)
+        count = steps(subject.dims, context.scope)
         if stored.facts["disagrees"]:
             self.metrics["reference_disagrees_with_itself"] = stored.facts["disagrees"]
         alone = found[ALONE][None]
@@ -86,11 +88,9 @@ class Generation(Check):
             for comparison in _greedy(self.metrics, stored, ALONE, made, how):
                 self._right = self._right and comparison.ok
                 yield comparison
-        yield from self._batch(context, stored, found, min(count, FEWER))
+        yield from self._batch(context, stored, found, fewer(subject.dims, context.scope))
         yield from self._steered(context, stored, alone)
         yield from self._sampled(context, alone, min(count, FEW))
-
-    # --- tokens ---
 
     def _generate(
         self,
@@ -201,15 +201,13 @@ class Generation(Check):
         yield identical(found[0], found[1], site="logits", on=f"{on}, again")
         yield identical(found[0], found[2], site="logits", on=f"{on}, without a cache")
 
-    # --- logits and caches, step by step ---
-
     def _step_by_step(self, context: Context, stored: Stored) -> Iterator[Comparison]:
         """A prompt, then single tokens, then the rest at once: logits as of one full pass."""
         whole = stored[f"{ALONE}/tokens"].clone()[None]
         start = len(prompts(context.subject.dims, context.scope)[ALONE])
         single = start + SINGLE
         cuts = [0, start, *range(start + 1, single + 1), whole.shape[1]]
-        decoder = _decoder(context)
+        decoder = decoder_of(context.subject)
         logits: list[torch.Tensor] = []
         for left, right in itertools.pairwise(cuts):
             if right <= left:
@@ -242,15 +240,18 @@ class Generation(Check):
                 on=f"{ALONE}, decoded step by step: {what}",
             )
 
-    def _cache(self, context: Context, stored: Stored, decoder: _Decoder) -> Iterator[Comparison]:
+    def _cache(self, context: Context, stored: Stored, decoder: Decoder) -> Iterator[Comparison]:
         """Keys and values after the prompt, by layer."""
         rotary = context.subject.family.rotary
         for layer in context.scope.layers:
             at = f"blocks.{layer}.attn."
-            held: tuple[torch.Tensor, torch.Tensor] | None = None
-            with self.port(f"reading the cache of layer {layer}", f"{at}k"):
+            try:
                 held = decoder.held(layer)
+            except (AttributeError, TypeError) as error:
+                yield structure(at + "k", f"reading the cache raised {error}", ALONE)
+                continue
             if held is None:
+                yield structure(at + "k", "the cache holds nothing of this layer", ALONE)
                 continue
             key = f"{decoder.keys}/{layer}"
             on = f"the cache after {ALONE}"
@@ -290,75 +291,6 @@ def _greedy(
     if len(whole) > 0:
         shown = project(logits[None])[0][: len(whole)]
         yield agree(stored, f"{name}/logits", shown, truth=whole, site=site, on=on)
-
-
-class _Decoder:
-    """Decodes with the library's own cache."""
-
-    #: Which keys of the reference it keeps: as they are used, or before their rotation.
-    keys: str
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits [batch, pos, d_vocab] of the next tokens [batch, pos]."""
-        raise NotImplementedError
-
-    def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the first row, [pos, kv_head, d_head]."""
-        raise NotImplementedError
-
-
-class _BridgeDecoder(_Decoder):
-    """HuggingFace's cache, handed back to the bridge."""
-
-    keys = "keys"
-
-    def __init__(self, model: Any) -> None:
-        self._model, self._cache = model, None
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        options: dict[str, Any] = {"use_past_kv_cache": True}
-        if self._cache is not None:
-            options["past_key_values"] = self._cache
-        logits: torch.Tensor
-        logits, self._cache = self._model(tokens, return_type="logits_and_cache", **options)
-        return logits
-
-    def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        cache: Any = self._cache
-        found = cache.layers[layer]
-        return found.keys[0].transpose(0, 1), found.values[0].transpose(0, 1)
-
-
-class _HookedDecoder(_Decoder):
-    """HookedTransformer's own cache, which holds keys before their rotation."""
-
-    keys = "unrotated"
-
-    def __init__(self, model: Any) -> None:
-        from transformer_lens import TransformerLensKeyValueCache
-
-        self._model = model
-        self._cache: Any = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 1)
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._model(
-            tokens,
-            prepend_bos=False,
-            past_kv_cache=self._cache,
-            attention_mask=torch.ones_like(tokens),
-        )
-        return logits
-
-    def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        found = self._cache[layer]
-        return found.past_keys[0], found.past_values[0]
-
-
-def _decoder(context: Context) -> _Decoder:
-    model = context.subject.model
-    if context.subject.kind == "TransformerBridge":
-        return _BridgeDecoder(model)
-    return _HookedDecoder(model)
 
 
 def _declined(context: Context) -> str | None:

@@ -80,11 +80,13 @@ def published(context: Context) -> dict[str, Published]:
     norms = {"ln1": fam.ln1, "ln2": fam.ln2, "ln1_post": fam.ln1_post, "ln2_post": fam.ln2_post}
     parts = [f"blocks.{i}.{n}" for i in range(subject.dims.n_layers) for n, p in norms.items() if p]
     for part in (*parts, "ln_final"):
-        if part in subject.components():
-            found[f"{part}.hook_normalized"] = Published(
-                f"{part}.hook_normalized", ("batch", "pos", "d_model")
-            )
-            found[f"{part}.hook_scale"] = Published(f"{part}.hook_scale", ("batch", "pos", "one"))
+        module = subject.components().get(part)
+        if module is None:
+            continue
+        for hook, last in (("hook_normalized", "d_model"), ("hook_scale", "one")):
+            # A norm after its branch may go by the name of one before it.
+            name = getattr(getattr(module, hook, None), "name", None) or f"{part}.{hook}"
+            found[name] = Published(f"{part}.{hook}", ("batch", "pos", last))
     return found
 
 
@@ -125,7 +127,7 @@ def out_of_order(fired: Sequence[str], same: Mapping[str, int]) -> Iterator[tupl
         pairs += [(f"blocks.{layer}.resid_post", f"blocks.{layer + 1}.resid_pre")]
         pairs += [(f"blocks.{layer}.resid_post", "ln_final")]
     for first, then in pairs:
-        both = first in place and then in place and same.get(first) != same.get(then)
+        both = first in place and then in place and same.get(first, first) != same.get(then, then)
         if both and place[first] > place[then]:
             yield first, then
 

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from conformance.prompts import Prompt
     from conformance.records import Comparison
 
-    Hooks = list[tuple[str, Callable[..., Any]]]
+    HookList = list[tuple[str, Callable[..., Any]]]
 
 
-#: Hooks of a norm's insides: off the path, until somebody edits what they show.
+#: HookList of a norm's insides: off the path, until somebody edits what they show.
 _INSIDE_NORMS = (".hook_normalized", ".hook_scale")
 
 
-class HooksCheck(Check):
+class Hooks(Check):
     """What the library promises of its hooks, on a batch of two."""
 
     name: ClassVar[str] = "hooks"
@@ -60,6 +60,10 @@ class HooksCheck(Check):
             plain = self._run(subject, two, [])
         if plain is None:
             return
+        truth = context.reference.truth("sixteen", "logits")[0, : two.tokens.shape[1]]
+        spread = context.reference.spread("sixteen", "logits")
+        right = same(truth, plain[0], spread, site="logits", on="sixteen")
+        yield right
         installed = hooks_of(subject)
         fired = Fired()
         with self.port("looking at every hook"), subject.session():
@@ -68,19 +72,20 @@ class HooksCheck(Check):
         yield from _firing(context, two, fired, {n: table[n] for n in names})
         sites = {name: table[name].site for name in names}
         with self.port("hooks that return what they were given"), subject.session():
-            same_again = self._run(subject, two, [(n, lambda tensor, hook: tensor) for n in names])
+            same_again = self._run(subject, two, [(n, _same) for n in names])
             yield identical(plain, same_again, site="logits", on="sixteen twice, identity hooks")
         yield from self._copies(context, two, plain, sites)
         with self.port("caches"):
             yield from caches(context, two, prompt, fired, {n: table[n].site for n in fired.seen})
-        with self.port("backward hooks"):
-            yield from self._backward(context, prompt, fired, table)
-        yield from self._switches(context, two)
+        if right.ok:  # the gradients of another function tell nothing of its hooks
+            with self.port("backward hooks"):
+                yield from self._backward(context, prompt, fired, table)
+        yield from self._switches(context, two, plain)
         with self.port("a hook that raises"):
             yield from raising(subject, two, plain, sites)
         yield from left_behind(subject, installed, table)
 
-    def _run(self, subject: LensModel, prompt: Prompt, hooks: Hooks) -> torch.Tensor:
+    def _run(self, subject: LensModel, prompt: Prompt, hooks: HookList) -> torch.Tensor:
         logits: torch.Tensor = subject.model.run_with_hooks(
             prompt.tokens, fwd_hooks=hooks, **subject.run_options(prompt)
         )
@@ -100,7 +105,7 @@ class HooksCheck(Check):
         outer = {n: s for n, s in sites.items() if n not in inner}
 
         def compare(names: Iterable[str], site: str, exact: bool) -> Comparison:
-            hooks: Hooks = [(name, lambda tensor, hook: tensor.clone()) for name in names]
+            hooks: HookList = [(name, _copy) for name in names]
             on = "sixteen twice, hooks returning copies"
             with context.subject.session(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -147,15 +152,16 @@ class HooksCheck(Check):
                 continue
             convert = subject.layout(parse(site).kind)
             value = shown.copies[name] if convert is None else convert(shown.copies[name])
-            laid_out: list[torch.Tensor] = []
-            shaped(lambda _, t, to=laid_out: to.append(t), prompt)(site, value)
-            yield agree(stored, site, laid_out[0].reshape(-1), site=site, on=on)
+            laid_out: dict[str, torch.Tensor] = {}
+            shaped(laid_out.__setitem__, prompt)(site, value)
+            yield agree(stored, site, laid_out[site].reshape(-1), site=site, on=on)
 
-    def _switches(self, context: Context, prompt: Prompt) -> Iterator[Comparison]:
+    def _switches(
+        self, context: Context, prompt: Prompt, plain: torch.Tensor
+    ) -> Iterator[Comparison]:
         """Hooks that fire only when asked for: refused, or there with the promised shape."""
         subject = context.subject
         layers = range(subject.dims.n_layers)
-        spread = context.reference.spread("sixteen", "logits")
         for switch, hooks in SWITCHES.items():
             set_to = getattr(subject.model, f"set_{switch}", None)
             if set_to is None:
@@ -171,7 +177,7 @@ class HooksCheck(Check):
             }
             try:
                 with self.port(f"{switch}"), subject.session():
-                    yield from self._switched(context, prompt, switch, names, spread)
+                    yield from self._switched(context, prompt, switch, names, plain)
             finally:
                 set_to(False)
 
@@ -181,9 +187,10 @@ class HooksCheck(Check):
         prompt: Prompt,
         switch: str,
         names: Mapping[str, tuple[str, ...]],
-        spread: float,
+        unswitched: torch.Tensor,
     ) -> Iterator[Comparison]:
         subject, fired = context.subject, Fired()
+        spread = context.reference.spread("sixteen", "logits")
         on = f"sixteen twice, {switch}"
         known = [n for n in names if n in subject.model.hook_dict]
         for name in names.keys() - set(known):
@@ -191,8 +198,7 @@ class HooksCheck(Check):
         plain = self._run(subject, prompt, [])
         looked = self._run(subject, prompt, fired.all(known))
         yield identical(plain, looked, site="logits", on=on)
-        truth = context.reference.truth("sixteen", "logits")[:, : prompt.tokens.shape[1]]
-        yield same(truth[0], plain[0], spread, site="logits", on=on)
+        yield same(unswitched, plain, spread, site="logits", on=on)
         for name in known:
             times = fired.order.count(name)
             if times != 1:
@@ -201,6 +207,14 @@ class HooksCheck(Check):
             hook = Published(name, names[name])
             shapes = {shape(context, prompt, hook, grouped=g) for g in (False, True)}
             yield _shaped(name, tuple(fired.seen[name].shape), shapes, on)
+
+
+def _same(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
+    return tensor
+
+
+def _copy(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
+    return tensor.clone()
 
 
 def _shaped(

@@ -13,8 +13,12 @@ CHECKS: tuple[str, ...] = (
     "lens",
     "interventions",
     "patching",
+    "hooks",
     "gradients",
     "processing",
     "batching",
+    "generation",
+    "tokenizer",
+    "heads",
     "determinism",
 )

@@ -117,7 +117,7 @@ def _hash(tensor: torch.Tensor) -> str:
     with torch.no_grad():
         data = tensor.detach().contiguous().reshape(-1)
         if data.numel():
-            digest.update(data.view(torch.uint8).numpy())
+            digest.update(data.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -77,6 +77,11 @@ class Tokenizer(Check):
                 facts["strings"][name],
                 facts["pieces"][name],
             )
+            if not pieces:
+                self.not_applicable(
+                    f"strings of {name}", "the vocabulary has no token for any of it"
+                )
+                continue
             with self.port(f"to_string of {name}", "to_string"):
                 yield _equal("to_string", name, string, model.to_string(tokens))
                 yield _equal(

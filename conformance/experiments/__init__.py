@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 
 #: Check -> module that holds its experiment, as ``EXPERIMENT``.
 _MODULES: Mapping[str, str] = {
-    "gradients": "conformance.experiments.gradients",
     "patterns": "conformance.experiments.patterns",
     "lens": "conformance.experiments.lens",
     "interventions": "conformance.experiments.interventions",
     "patching": "conformance.experiments.patching",
+    "gradients": "conformance.experiments.gradients",
     "batching": "conformance.experiments.batching",
+    "hooks": "conformance.experiments.hooks",
+    "heads": "conformance.experiments.heads",
+    "generation": "conformance.experiments.generation",
+    "tokenizer": "conformance.experiments.tokenizer",
 }
 
 #: Modules that every experiment depends on.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from conformance import bounds
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 
 #: Tokens generated, where the context has room for them.
 STEPS = 64
-#: Tokens generated in a batch, or with an edit active.
+#: Tokens generated in a batch, or with an edit active; and of a large model.
 FEWER = 32
+FEWEST = 8
 #: The sequence that is generated from alone, and whose cache is kept.
 ALONE = "unequal1"
 STEERED = "steered"
@@ -41,6 +43,11 @@ def steps(dims: Dims, scope: Scope) -> int:
     """How many tokens are generated."""
     longest = max(len(t) for t in prompts(dims, scope).values())
     return min(STEPS, dims.n_ctx - longest)
+
+
+def fewer(dims: Dims, scope: Scope) -> int:
+    """How many tokens are generated in a batch, or with an edit active."""
+    return min(steps(dims, scope), FEWEST if scope.large else FEWER)
 
 
 def prompts(dims: Dims, scope: Scope) -> dict[str, torch.Tensor]:
@@ -88,20 +95,28 @@ class Generation(Experiment):
 
     def __init__(self) -> None:
         self._disagrees: dict[str, str] = {}
+        #: The model last run, and what it generated: with its weights moved, it does so again.
+        self._ran: Callable[[], HuggingFaceModel | None] = lambda: None
+        self._proposed: dict[str, torch.Tensor] = {}
 
     def run(self, on: Apparatus) -> Iterator[tuple[str, torch.Tensor]]:
-        self._disagrees = {}
         model = on.model
-        count = steps(model.dims, on.scope)
+        again = self._ran() is model
+        if not again:
+            self._ran, self._disagrees, self._proposed = lambda: None, {}, {}
+        count = fewer(model.dims, on.scope)
         found = prompts(model.dims, on.scope)
         whole: dict[str, torch.Tensor] = {}
         for name, tokens in found.items():
-            whole[name], logits = self._greedy(model, name, tokens, count)
+            more = steps(model.dims, on.scope) if name == ALONE else count
+            whole[name], logits = self._greedy(model, name, tokens, more)
             yield from _results(name, whole[name], logits)
         edit = steering(model.dims, _size(model, found[ALONE]))
-        tokens, logits = self._greedy(model, STEERED, found[ALONE], min(count, FEWER), edit)
+        tokens, logits = self._greedy(model, STEERED, found[ALONE], count, edit)
         yield from _results(STEERED, tokens, logits)
-        self._batch(model, list(found.values()), list(whole.values()), min(count, FEWER))
+        if not again:
+            self._batch(model, list(found.values()), list(whole.values()), count)
+            self._ran = weakref.ref(model)
         yield from _cache(model, found[ALONE], on.scope)
 
     def facts(self, on: Apparatus) -> dict[str, Any]:
@@ -117,7 +132,9 @@ class Generation(Experiment):
         edit: tuple[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The greedy sequence, prompt and all, and its logits [pos, d_vocab]."""
-        proposed = _generate(model, tokens[None], None, count, edit)[0]
+        if name not in self._proposed:
+            self._proposed[name] = _generate(model, tokens[None], None, count, edit)[0]
+        proposed = self._proposed[name]
         sequence = proposed.new_zeros(len(tokens) + count)
         sequence[: len(proposed)] = proposed
         edits = None if edit is None else dict([edit])
@@ -133,7 +150,8 @@ class Generation(Experiment):
             # Right up to here; what follows the first wrong token is a guess anyway.
             sequence = sequence.clone()
             sequence[at + 1 :] = chosen[at:-1]
-        self._note(name, sequence, proposed, margins(logits))
+        if self._ran() is not model:
+            self._note(name, sequence, proposed, margins(logits))
         return sequence, logits
 
     def _batch(
@@ -241,8 +259,10 @@ def _cache(
         Prompt(ALONE, tokens[None]),
         lambda name, value: seen.update({name: value.clone()}) if name.endswith(kind) else None,
     )
+    # OLMo clips keys after the site that shows them.
+    clip = getattr(model.model.config, "clip_qkv", None) or math.inf
     for layer in scope.layers:
-        yield f"unrotated/{layer}", seen[f"blocks.{layer}.{kind}"][0]
+        yield f"unrotated/{layer}", seen[f"blocks.{layer}.{kind}"][0].clamp(-clip, clip)
 
 
 EXPERIMENT = Generation()

@@ -134,19 +134,19 @@ def entries(gradients: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> dict
     """Canonical weight -> its gradient, projected, in one row: it is judged by its largest entry.
 
     Rearranging a weight is linear, so that of its gradient is the same. A tied weight's gradient
-    is the sum over its uses, under the names of both. A bias of keys shares a row with their
-    weight: where queries and keys are not rotated a softmax does not see it, its gradient is
-    nothing but roundoff, and has no scale of its own.
+    is the sum over its uses, under the embedding's name: backpropagation ends there. A bias
+    of keys shares a row with their weight: where queries and keys are not rotated a softmax does
+    not see it, its gradient is nothing but roundoff, and has no scale of its own.
 
     Args:
         gradients: by the parameters' HuggingFace names.
     """
     import torch
 
-    found = {
-        name: projected(weight.tensor).reshape(-1)
-        for name, weight in canonical(gradients, fam, d).items()
-    }
+    weights = canonical(gradients, fam, d)
+    if weights["unembed.W_U"].source == weights["embed.W_E"].source:
+        del weights["unembed.W_U"]
+    found = {name: projected(weight.tensor).reshape(-1) for name, weight in weights.items()}
     for name in [n for n in found if n.endswith(".attn.b_K")]:
         weight = name.replace(".b_K", ".W_K")
         found[weight] = torch.cat([found[weight], found.pop(name)])

@@ -148,14 +148,17 @@ def _told(on: Apparatus) -> Told | str:
     """The prompts in tokens, or why there are none."""
     import torch
 
-    if on.tokenizer is None or not on.scope.large:
-        return "the model has learned no language" if on.tokenizer else "no tokenizer"
+    tokenizer = on.tokenizer
+    if tokenizer is None:
+        return "the checkpoint has no tokenizer"
+    if not on.scope.large:
+        return "the model has learned no language"
 
     def ids(text: str) -> list[int]:
-        return list(on.tokenizer(text)["input_ids"])
+        return list(tokenizer(text)["input_ids"])
 
     def word(text: str) -> int | None:
-        found = list(on.tokenizer(text, add_special_tokens=False)["input_ids"])
+        found = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         return found[0] if len(found) == 1 else None
 
     right = [word(answer) for _, answer, _ in OBJECTS]

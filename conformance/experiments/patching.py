@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 #: Sweeps of which every patch is made, where a model has no more than so many: the library makes a
 #: forward pass for each. These show how it counts layers, positions and heads that share keys.
 WHOLE = ("get_act_patch_attn_head_out_all_pos", "get_act_patch_attn_head_k_all_pos")
-FULL = 16
+FULL = 20
 #: How many patches are made of any other, for a twin and for a large model.
-SAMPLED, SAMPLED_LARGE = 4, 2
+SAMPLED, SAMPLED_LARGE = 3, 2
 
 #: Steps -> weight, of the central difference of fourth order.
 STENCIL: Mapping[int, float] = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}

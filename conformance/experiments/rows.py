@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conformance import SEEDS
 from conformance.prompts import build
@@ -81,6 +81,18 @@ def apart(rows: Sequence[Row]) -> Edits:
     return {site: edits(own) for site, own in by_site.items()}
 
 
+def batches(dims: Dims, prompt: Prompt, rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Parts of rows, as many in each as memory allows for one forward pass."""
+    step = max(1, _LOGITS // (prompt.tokens.shape[1] * dims.d_vocab))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
+
+
+def repeated(prompt: Prompt, rows: int) -> Prompt:
+    """A prompt of one row as a batch."""
+    return replace(prompt, tokens=prompt.tokens.repeat(rows, 1))
+
+
 def run_rows(
     model: Implementation, prompt: Prompt, rows: Sequence[Row]
 ) -> Iterator[tuple[int, torch.Tensor]]:
@@ -89,11 +101,10 @@ def run_rows(
     Args:
         prompt: of one row.
     """
-    per_row = prompt.tokens.shape[1] * model.dims.d_vocab
-    step = max(1, _LOGITS // per_row)
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        batch = replace(prompt, tokens=prompt.tokens.repeat(len(part), 1))
+    start = 0
+    for part in batches(model.dims, prompt, rows):
+        batch = repeated(prompt, len(part))
         logits = project(model.run(batch, lambda *_: None, edits=apart(part)))
         for index, value in enumerate(logits):
             yield start + index, value.clone()
+        start += len(part)

@@ -90,7 +90,7 @@ def _first_head(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 
 def _rounded(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    return after / 3 * 3
+    return after * (1 + 2.0**-48)
 
 
 def _backwards(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
@@ -234,7 +234,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     _fault(
         "patch_rounded",
-        "what a patch of hook_mlp_out puts in is rounded once more",
+        "what a patch of hook_mlp_out puts in is some units in the last place off",
         "mlp_out",
         _rounded,
         "patching",

@@ -1,0 +1,82 @@
+"""Decoding step by step with each library's own cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from conformance.implementations.subjects import LensModel
+
+
+class Decoder:
+    """Decodes with the library's own cache."""
+
+    #: Which keys of the reference it keeps: as they are used, or before their rotation.
+    keys: str
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, pos, d_vocab] of the next tokens [batch, pos]."""
+        raise NotImplementedError
+
+    def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Keys and values of the first row, [pos, kv_head, d_head]; None if nothing was kept."""
+        raise NotImplementedError
+
+
+class _BridgeDecoder(Decoder):
+    """HuggingFace's cache, handed back to the bridge."""
+
+    keys = "keys"
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._cache = model, None
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        options: dict[str, Any] = {"use_past_kv_cache": True}
+        if self._cache is not None:
+            options["past_key_values"] = self._cache
+        logits: torch.Tensor
+        logits, self._cache = self._model(tokens, return_type="logits_and_cache", **options)
+        return logits
+
+    def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        cache: Any = self._cache
+        found = cache.layers[layer] if len(cache.layers) > layer else None
+        if found is None or found.keys is None:
+            return None
+        return found.keys[0].transpose(0, 1), found.values[0].transpose(0, 1)
+
+
+class _HookedDecoder(Decoder):
+    """HookedTransformer's own cache, which holds keys before their rotation."""
+
+    keys = "unrotated"
+
+    def __init__(self, model: Any) -> None:
+        from transformer_lens import TransformerLensKeyValueCache
+
+        self._model = model
+        self._cache: Any = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 1)
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._model(
+            tokens,
+            prepend_bos=False,
+            past_kv_cache=self._cache,
+            attention_mask=torch.ones_like(tokens),
+        )
+        return logits
+
+    def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self._cache[layer]
+        return found.past_keys[0], found.past_values[0]
+
+
+def decoder_of(subject: LensModel) -> Decoder:
+    """A decoder with an empty cache."""
+    model = subject.model
+    if subject.kind == "TransformerBridge":
+        return _BridgeDecoder(model)
+    return _HookedDecoder(model)

@@ -1,0 +1,176 @@
+"""Faults of hook points that a forward pass without hooks does not show."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from conformance.faults.base import Fault, exactly
+from conformance.faults.inject import edited, exposed, point, watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from conformance.implementations.subjects import LensModel
+
+_LAYER = 1
+_SITE = f"blocks.{_LAYER}.resid_post"
+
+
+@contextlib.contextmanager
+def _adding(subject: LensModel, add: Callable[..., Any], site: str = _SITE) -> Iterator[None]:
+    """Let ``add(right, user, direction)`` stand for a hook point's ``add_hook``."""
+    module: Any = point(subject, site)
+    right = module.add_hook
+
+    def wrong(user: Any, dir: str = "fwd", **kwargs: Any) -> Any:
+        return add(lambda hook: right(hook, dir=dir, **kwargs), user, dir)
+
+    object.__setattr__(module, "add_hook", wrong)
+    try:
+        yield
+    finally:
+        object.__delattr__(module, "add_hook")
+
+
+@contextlib.contextmanager
+def _left_behind(subject: LensModel) -> Iterator[None]:
+    """With every hook comes one that stays."""
+    module: Any = point(subject, _SITE)
+    kept: list[Any] = []
+
+    def add(right: Any, user: Any, direction: str) -> Any:
+        kept.append(module.register_forward_hook(lambda *_: None))
+        return right(user)
+
+    with _adding(subject, add):
+        yield
+    for handle in kept:
+        handle.remove()
+
+
+def _twice(right: Any, user: Any, direction: str) -> Any:
+    """A forward hook is called twice."""
+
+    def hook(tensor: torch.Tensor, hook: Any) -> Any:
+        user(tensor, hook=hook)
+        return user(tensor, hook=hook)
+
+    return right(hook if direction == "fwd" else user)
+
+
+def _flat(right: Any, user: Any, direction: str) -> Any:
+    """A forward hook sees batch and position in one."""
+
+    def hook(tensor: torch.Tensor, hook: Any) -> Any:
+        result = user(tensor.flatten(0, 1), hook=hook)
+        return None if result is None else result.reshape(tensor.shape)
+
+    return right(hook if direction == "fwd" else user)
+
+
+def _rounded(right: Any, user: Any, direction: str) -> Any:
+    """What a forward hook returns loses its last bits."""
+
+    def hook(tensor: torch.Tensor, hook: Any) -> Any:
+        result = user(tensor, hook=hook)
+        return None if result is None else result * (1 + 1e-13)
+
+    return right(hook if direction == "fwd" else user)
+
+
+def _doubled(right: Any, user: Any, direction: str) -> Any:
+    """A backward hook sees twice the gradient."""
+
+    def hook(tensor: torch.Tensor, hook: Any) -> Any:
+        return user(2 * tensor, hook=hook)
+
+    return right(user if direction == "fwd" else hook)
+
+
+@contextlib.contextmanager
+def _overwritten(subject: LensModel) -> Iterator[None]:
+    """What a hook was shown is overwritten once nothing reads it any more."""
+
+    def wipe(t: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            box.get().detach().zero_()
+        return t
+
+    with watched(subject, _SITE) as box, edited(subject, "ln_final", wipe):
+        yield
+
+
+@contextlib.contextmanager
+def _late(subject: LensModel) -> Iterator[None]:
+    """A hook of the beginning of a block is called at its end."""
+    waiting: list[Callable[[], Any]] = []
+
+    def add(right: Any, user: Any, direction: str) -> Any:
+        def hook(tensor: torch.Tensor, hook: Any) -> None:
+            waiting.append(lambda: user(tensor, hook=hook))
+
+        return right(hook if direction == "fwd" else user)
+
+    def call(t: torch.Tensor) -> torch.Tensor:
+        for later in waiting:
+            later()
+        waiting.clear()
+        return t
+
+    start = f"blocks.{_LAYER}.resid_pre"
+    with edited(subject, _SITE, call), _adding(subject, add, start):
+        yield
+
+
+@contextlib.contextmanager
+def _next_position(subject: LensModel) -> Iterator[None]:
+    """A cache of one position holds the next one's, at one hook."""
+    model: Any = subject.model
+    name, right = subject.expected_hooks()[0][_SITE], model.run_with_cache
+
+    def wrong(*args: Any, pos_slice: Any = None, **kwargs: Any) -> Any:
+        result, cache = right(*args, pos_slice=pos_slice, **kwargs)
+        if pos_slice is not None and name in cache:
+            _, other = right(*args, pos_slice=pos_slice + 1, **kwargs)
+            cache.cache_dict[name] = other[name]
+        return result, cache
+
+    object.__setattr__(model, "run_with_cache", wrong)
+    try:
+        yield
+    finally:
+        object.__delattr__(model, "run_with_cache")
+
+
+def _fault(
+    name: str,
+    what: str,
+    apply: Callable[[LensModel], AbstractContextManager[Any]],
+    site: str = _SITE,
+) -> Fault:
+    return Fault(
+        name,
+        "hook",
+        what,
+        apply,
+        exactly(site),
+        lambda s: exposed(s, site) and site not in s.module_sites(),
+        named_by="hooks",
+        needs="hooks",
+    )
+
+
+FAULTS: tuple[Fault, ...] = (
+    _fault("hook_left_behind", "a hook outlives its context", _left_behind),
+    _fault("hook_called_twice", "a hook is called twice", lambda s: _adding(s, _twice)),
+    _fault("hook_shown_flat", "a hook sees [batch pos, d_model]", lambda s: _adding(s, _flat)),
+    _fault("hook_rounds", "what a hook returns is rounded", lambda s: _adding(s, _rounded)),
+    _fault("hook_gradient_doubled", "a gradient shown twofold", lambda s: _adding(s, _doubled)),
+    _fault("hook_overwritten", "what was shown is overwritten later", _overwritten),
+    _fault("hook_late", "a hook fires late", _late, f"blocks.{_LAYER}.resid_pre"),
+    _fault("hook_cache_next_position", "pos_slice takes the next position", _next_position),
+)
