@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from conformance.bench import Bench
     from conformance.faults import Fault
+    from conformance.prove.bench import Bench
 
 #: One or two of each class that a bridge can carry through a run that is not ours.
 SAMPLE = (
@@ -78,10 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 
-    from conformance.bench import Bench
     from conformance.checkpoints import cache_dir
     from conformance.checkpoints.twin_catalogue import TWINS
-    from conformance.prove import catalogue
+    from conformance.prove.bench import Bench
+    from conformance.prove.ports import catalogue
     from conformance.spec import ModelSpec, TwinSource
 
     model = ModelSpec(

@@ -247,7 +247,7 @@ def prove(
     from rich.console import Console
 
     from conformance.checkpoints import cache_dir
-    from conformance.prove_run import run as run_proofs
+    from conformance.prove.command import run as run_proofs
     from conformance.spec import load_spec
 
     try:
@@ -292,8 +292,8 @@ def explain(
     from rich.console import Console
     from rich.markup import escape
 
-    from conformance import explain_run as explaining
     from conformance.checkpoints import cache_dir
+    from conformance.explain import command as explaining
     from conformance.report.explanation import page
     from conformance.spec import load_spec
 

@@ -15,12 +15,12 @@ from conformance.faults import batches
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
 
 @pytest.fixture(scope="module")
 def bench(twin_cache: Path) -> Bench:
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
     model = twins.twin_model("gpt2", prompts=("sixteen",))
     return Bench.load(model, "bridge", twin_cache, prompts=("sixteen",))

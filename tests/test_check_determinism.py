@@ -16,7 +16,7 @@ from conformance.faults import state
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
     from conformance.records import Comparison
 
 MODEL = twins.twin_model("llama", prompts=("sixteen", "two"))
@@ -24,7 +24,7 @@ MODEL = twins.twin_model("llama", prompts=("sixteen", "two"))
 
 @pytest.fixture(scope="module")
 def bench(twin_cache: Path) -> Bench:
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
     return Bench.load(MODEL, "bridge", twin_cache, prompts=("two",))
 

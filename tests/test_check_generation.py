@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,7 +34,7 @@ def few() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def bench(twin_cache: Path) -> Bench:
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
     model = twins.twin_model("gpt2", id="gpt2-few-tokens", prompts=("sixteen",))
     return Bench.load(model, "bridge", twin_cache, prompts=("sixteen",))

@@ -16,13 +16,13 @@ from conformance.faults import backward
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conformance.bench import Bench
     from conformance.faults import Fault
+    from conformance.prove.bench import Bench
 
 
 @pytest.fixture(scope="module")
 def bench(twin_cache: Path) -> Bench:
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
     return Bench.load(
         twins.twin_model("llama", prompts=("sixteen", "two")),

@@ -17,7 +17,7 @@ from conformance.prompts import Prompt
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
 
 def test_where_each_kind_of_head_looks() -> None:
@@ -92,7 +92,7 @@ def test_a_head_patched_with_its_own_value_changes_nothing(twin_cache: Path) -> 
 
 @pytest.fixture(scope="module")
 def bench(twin_cache: Path) -> Bench:
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
     return Bench.load(twins.twin_model("llama", prompts=("sixteen",)), "bridge", twin_cache)
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from conformance.bench import Bench
     from conformance.faults import Fault
+    from conformance.prove.bench import Bench
     from conformance.records import Comparison
 
 #: A parallel block: it has no resid_mid, whose backward hook is wrong in the library itself.
@@ -32,7 +32,7 @@ MODEL = twins.twin_model("gpt-neox", prompts=("sixteen", "two"))
 
 @pytest.fixture(scope="module")
 def bench(twin_cache: Path) -> Iterator[Bench]:
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
     found = Bench.load(MODEL, "bridge", twin_cache, prompts=("two",))
     with pytest.MonkeyPatch.context() as patch:

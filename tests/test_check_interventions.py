@@ -10,12 +10,12 @@ import torch
 import twins
 from twins import twin_model
 
-from conformance.bench import Bench
 from conformance.checks.interventions import Interventions
 from conformance.experiments.base import Scope
 from conformance.experiments.interventions import EDITS, edit, every_edit
 from conformance.experiments.rows import gaussian, project, prompt_of, run_rows
 from conformance.faults import CATALOGUE
+from conformance.prove.bench import Bench
 
 if TYPE_CHECKING:
     from collections.abc import Callable

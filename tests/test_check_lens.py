@@ -17,7 +17,7 @@ from conformance.prompts import Prompt
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
 HOOKED = importlib.util.find_spec("transformer_lens.HookedTransformer") is not None
 
@@ -59,7 +59,7 @@ def test_directions_are_the_same_on_either_side() -> None:
 
 @pytest.fixture(scope="module")
 def bench(twin_cache: Path) -> Bench:
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
     return Bench.load(twins.twin_model("gemma2", prompts=("sixteen",)), "bridge", twin_cache)
 

@@ -10,7 +10,6 @@ import torch
 import twins
 from twins import twin_model
 
-from conformance.bench import Bench
 from conformance.experiments.base import SHORT, Scope
 from conformance.experiments.patching import (
     SAMPLED,
@@ -23,6 +22,7 @@ from conformance.experiments.patching import (
     tangents,
 )
 from conformance.faults import CATALOGUE
+from conformance.prove.bench import Bench
 
 if TYPE_CHECKING:
     from pathlib import Path

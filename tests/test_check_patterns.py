@@ -14,7 +14,7 @@ from conformance.faults.views import FAULTS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
 PROMPTS = ("sixteen", "padded_left", "long")
 HOOKED = importlib.util.find_spec("transformer_lens.HookedTransformer") is not None
@@ -44,7 +44,7 @@ def test_scores_that_are_the_pattern_fail(twin_cache: Path) -> None:
 
 @pytest.fixture(scope="module", params=["gemma2"])
 def bench(request: pytest.FixtureRequest, twin_cache: Path) -> Bench:
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
     return Bench.load(twins.twin_model(request.param, prompts=PROMPTS), "bridge", twin_cache)
 

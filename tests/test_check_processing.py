@@ -13,7 +13,7 @@ from conformance.faults import processing
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
 CHECK = ("processing",)
 
@@ -33,7 +33,7 @@ PROVEN = {
 
 @pytest.fixture(scope="module")
 def benches(twin_cache: Path) -> dict[str, Bench]:
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
     return {
         twin: Bench.load(

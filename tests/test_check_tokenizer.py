@@ -14,12 +14,12 @@ from conformance.faults import text
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
 
 @pytest.fixture(scope="module")
 def bench(twin_cache: Path) -> Bench:
-    from conformance.bench import Bench
+    from conformance.prove.bench import Bench
 
     model = twins.twin_model("llama", prompts=("sixteen",))
     return Bench.load(model, "bridge", twin_cache, prompts=("sixteen",))

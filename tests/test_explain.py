@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
-    from conformance.explanations import Explanation
+    from conformance.explain.explanations import Explanation
     from conformance.implementations.subjects import LensModel
 
 PICTURES = {"error-by-layer.png", "differences.png", "heat-map.png"}
@@ -24,7 +24,7 @@ def _explained(
 ) -> Explanation:
     from explained import ported
 
-    from conformance.explain import explain_port
+    from conformance.explain.port import explain_port
     from conformance.faults import CATALOGUE
 
     port = ported(twin, cache)
@@ -59,7 +59,7 @@ def test_a_wrong_eps_is_located_explained_and_drawn(twin_cache: Path, tmp_path: 
 
 
 def test_an_explanation_survives_json(twin_cache: Path) -> None:
-    from conformance.explanations import Explanation
+    from conformance.explain.explanations import Explanation
 
     found = _explained("causal_one_too_wide", twin_cache)
     data = json.loads(found.to_json())
@@ -73,7 +73,7 @@ def test_an_explanation_survives_json(twin_cache: Path) -> None:
 def test_numbers_that_json_has_not() -> None:
     import math
 
-    from conformance.explanations import Explanation, Location
+    from conformance.explain.explanations import Explanation, Location
 
     location = Location("component", "logits", measured=math.inf, subject=math.nan)
     found = Explanation("m", "s", "a", "twin", False, location)
@@ -108,7 +108,7 @@ def test_a_right_port_is_said_to_be_right_with_its_margins(twin_cache: Path) -> 
     import torch
     from explained import ported
 
-    from conformance.explain import explain_port
+    from conformance.explain.port import explain_port
     from conformance.report.explanation import page
 
     port = ported("llama", twin_cache)
@@ -138,7 +138,7 @@ def test_a_lost_upcast_is_bisected_over_dtypes(twin_cache: Path) -> None:
     import torch
     from explained import ported
 
-    from conformance.explain import explain_port
+    from conformance.explain.port import explain_port
     from conformance.faults import CATALOGUE
 
     port = ported("llama", twin_cache)
@@ -165,8 +165,8 @@ def test_a_wrong_fold_is_bisected_over_the_flags(twin_cache: Path) -> None:
     import torch
     from explained import ported
 
-    from conformance.bisection import culprits
-    from conformance.explain import explain_port
+    from conformance.explain.bisection import culprits
+    from conformance.explain.port import explain_port
     from conformance.report.explanation import page
 
     port = ported("llama", twin_cache)
@@ -202,8 +202,8 @@ def test_a_wrong_fold_is_bisected_over_the_flags(twin_cache: Path) -> None:
 
 
 def test_a_flag_that_raises_alone_is_judged_by_what_the_others_do() -> None:
-    from conformance.bisection import culprits
-    from conformance.explanations import Bisection
+    from conformance.explain.bisection import culprits
+    from conformance.explain.explanations import Bisection
 
     raising = Bisection("fold_value_biases", False, note="it raises RuntimeError: shape")
     rest = Bisection("all but fold_value_biases", True, 1e-15, 1e-12)
@@ -218,7 +218,7 @@ def test_processing_that_raises(twin_cache: Path, monkeypatch: pytest.MonkeyPatc
     import torch
     from explained import ported
 
-    from conformance.explain import explain_port
+    from conformance.explain.port import explain_port
 
     port = ported("llama", twin_cache)
     fresh = port.load(torch.float64)

@@ -46,7 +46,7 @@ def _command(folder: Path, cache: Path, *args: str) -> subprocess.CompletedProce
 
 def test_the_command_explains_a_real_defect(folder: Path, twin_cache: Path) -> None:
     """Grouped Falcon: docs/findings/001-falcon-grouped-qkv-split.md."""
-    from conformance.explanations import Explanation
+    from conformance.explain.explanations import Explanation
 
     done = _command(folder, twin_cache, "falcon-40b-twin", "--out", "out", "--json")
     assert done.returncode == 1, done.stderr

@@ -17,7 +17,7 @@ from conformance.spec import ModelSpec, TwinSource
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conformance.prove import Bench, Proof
+    from conformance.prove.ports import Bench, Proof
 
 BRIDGE = "bridge"
 #: HookedTransformer left in 4.0.
@@ -31,7 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @functools.cache
 def bench(twin: str, subject: str, cache: Path) -> Bench:
-    from conformance.prove import PROMPTS, Bench
+    from conformance.prove.ports import PROMPTS, Bench
 
     model = ModelSpec(
         id=f"{twin}-twin",
@@ -105,7 +105,7 @@ def test_a_fault_that_one_check_alone_can_see_names_that_check() -> None:
 
 def test_an_unknown_fault_is_refused_with_a_suggestion() -> None:
     from conformance.errors import ConformanceError
-    from conformance.prove import catalogue
+    from conformance.prove.ports import catalogue
 
     with pytest.raises(ConformanceError, match="rope_base_1%"):
         catalogue(["rope_bas_1%"])
@@ -314,8 +314,8 @@ def test_a_run_writes_every_proof_and_prints_what_it_means(
 ) -> None:
     from rich.console import Console
 
-    from conformance.prove import FILE_NAME
-    from conformance.prove_run import read, run
+    from conformance.prove.command import read, run
+    from conformance.prove.ports import FILE_NAME
     from conformance.spec import load_spec
 
     (tmp_path / "models.toml").write_text(

@@ -11,16 +11,16 @@ import torch
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conformance.localize import Finding
+    from conformance.explain.localize import Finding
 
 
 @functools.cache
 def found(twin: str, fault: str, cache: Path) -> Finding | None:
     from explained import ported
 
+    from conformance.explain.localize import Localizer
+    from conformance.explain.survey import Survey
     from conformance.faults import CATALOGUE
-    from conformance.localize import Localizer
-    from conformance.survey import Survey
 
     port = ported(twin, cache)
     entry = CATALOGUE[fault]
@@ -39,8 +39,8 @@ def located(twin: str, fault: str, cache: Path) -> Finding:
 def test_nothing_is_found_in_a_right_port(twin: str, twin_cache: Path) -> None:
     from explained import ported
 
-    from conformance.localize import Localizer
-    from conformance.survey import Survey, failures
+    from conformance.explain.localize import Localizer
+    from conformance.explain.survey import Survey, failures
 
     port = ported(twin, twin_cache)
     survey = Survey(port.reference, port.exact)
@@ -184,8 +184,8 @@ def test_layers_that_share_a_fault_are_told_together(twin_cache: Path) -> None:
 def test_a_port_that_raises(twin_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from explained import ported
 
-    from conformance.localize import Localizer
-    from conformance.survey import Survey
+    from conformance.explain.localize import Localizer
+    from conformance.explain.survey import Survey
 
     port = ported("llama", twin_cache)
 
@@ -202,9 +202,9 @@ def test_a_port_that_raises(twin_cache: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_lost_upcast_is_a_loss_of_precision(twin_cache: Path) -> None:
     from explained import ported
 
+    from conformance.explain.localize import Localizer
+    from conformance.explain.survey import Survey
     from conformance.faults import CATALOGUE
-    from conformance.localize import Localizer
-    from conformance.survey import Survey
 
     port = ported("llama", twin_cache)
     used = port.load(torch.float32)
@@ -222,7 +222,7 @@ def test_a_lost_upcast_is_a_loss_of_precision(twin_cache: Path) -> None:
 
 
 def test_lists_of_indices() -> None:
-    from conformance.whereabouts import count, listed
+    from conformance.explain.whereabouts import count, listed
 
     assert listed([3]) == "3"
     assert listed([3, 5]) == "3 and 5"
@@ -234,8 +234,8 @@ def test_lists_of_indices() -> None:
 
 
 def test_a_shift_by_one_position_is_seen() -> None:
+    from conformance.explain.whereabouts import find
     from conformance.families import Dims
-    from conformance.whereabouts import find
 
     dims = Dims(1, 1, 1, 4, 4, 9, 8, 0, (None,))
     truth = torch.randn(1, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -247,7 +247,7 @@ def test_a_shift_by_one_position_is_seen() -> None:
 
 
 def test_not_a_number_is_everywhere_wrong() -> None:
-    from conformance.whereabouts import relative
+    from conformance.explain.whereabouts import relative
 
     truth = torch.ones(1, 2, 3)
     value = truth.clone()
@@ -259,7 +259,7 @@ def test_not_a_number_is_everywhere_wrong() -> None:
 
 
 def test_a_weight_that_is_a_multiple() -> None:
-    from conformance.whereabouts import matrix
+    from conformance.explain.whereabouts import matrix
 
     w = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     spot = matrix(w, 2 * w, ("d_model", "d_mlp"))

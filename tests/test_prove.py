@@ -10,14 +10,14 @@ import torch
 from twins import twin_model
 
 from conformance.checks.base import Context, Pass
-from conformance.prove_run import Task, figures, good, summary, tasks, work
+from conformance.prove.command import Task, figures, good, summary, tasks, work
 from conformance.records import Comparison
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conformance.bench import Bench
-    from conformance.proof import Proof
+    from conformance.prove.bench import Bench
+    from conformance.prove.proof import Proof
 
 
 def _comparison(site: str, measured: float) -> Comparison:
@@ -81,7 +81,7 @@ def test_comparisons_are_made_outside_promotion() -> None:
 
 @pytest.fixture(scope="module")
 def bench(twin_cache: Path) -> Bench:
-    from conformance.bench import PROMPTS, Bench
+    from conformance.prove.bench import PROMPTS, Bench
 
     return Bench.load(twin_model("gpt2", prompts=PROMPTS), "bridge", twin_cache)
 
@@ -120,7 +120,7 @@ def test_a_wrong_fold_leaves_the_processed_port_as_it_was(bench: Bench) -> None:
 
 
 def test_what_a_fold_corrupts_is_put_back_when_something_raises(bench: Bench) -> None:
-    from conformance.bench import restored
+    from conformance.prove.bench import restored
 
     subject = bench.processed["float64"]
     parameter = next(iter(subject.model.parameters()))
@@ -200,7 +200,7 @@ def test_a_port_that_is_expected_not_to_load_is_no_error(twin_cache: Path) -> No
 
 
 def _proof(kind: str, **fields: object) -> Proof:
-    from conformance.proof import Proof
+    from conformance.prove.proof import Proof
 
     base = {"fault": "none", "klass": "none", "model": "m", "subject": "s", "caught": False}
     return Proof(kind=kind, **{**base, **fields})  # type: ignore[arg-type]

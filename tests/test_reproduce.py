@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from conformance.localize import Finding
+    from conformance.explain.localize import Finding
+    from conformance.explain.reproduce import Forked
     from conformance.prompts import Prompt
-    from conformance.reproduce import Forked
 
 # --- tokens -------------------------------------------------------------------------------------
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 def _shortest(twin: str, fault: str, cache: Path) -> tuple[Finding, Prompt]:
     from explained import ported
 
+    from conformance.explain.localize import Localizer
+    from conformance.explain.reproduce import shortest
+    from conformance.explain.survey import Survey
     from conformance.faults import CATALOGUE
-    from conformance.localize import Localizer
-    from conformance.reproduce import shortest
-    from conformance.survey import Survey
 
     port = ported(twin, cache)
     with CATALOGUE[fault].apply(port.exact):
@@ -74,7 +74,7 @@ def test_of_a_padded_batch_one_sequence_is_kept(twin_cache: Path) -> None:
 def forked() -> Iterator[Forked]:
     import transformer_lens.model_bridge  # noqa: F401 - so that each script need not
 
-    from conformance.reproduce import Forked
+    from conformance.explain.reproduce import Forked
 
     runner = Forked()
     yield runner
@@ -88,12 +88,12 @@ def _script(twin: str, cache: Path, *, site: str, measured: float, prompt: str =
 
     from conformance.checkpoints import resolve
     from conformance.engine import quiet_libraries
-    from conformance.explanations import Location
+    from conformance.explain.explanations import Location
+    from conformance.explain.localize import Finding
+    from conformance.explain.reproduce import candidates
     from conformance.families import dims, family
     from conformance.implementations.subjects import load_subject
-    from conformance.localize import Finding
     from conformance.prompts import build
-    from conformance.reproduce import candidates
 
     quiet_libraries()
     model = twin_spec(twin)
@@ -173,7 +173,7 @@ def test_a_real_defect_is_shown_by_its_script_in_a_fresh_interpreter(
 def test_a_script_that_fails_is_not_taken_for_one_that_shows(
     tmp_path: Path, forked: Forked
 ) -> None:
-    from conformance.reproduce import Candidate, minimal_case, reduce
+    from conformance.explain.reproduce import Candidate, minimal_case, reduce
 
     (tmp_path / "broken.py").write_text("raise SystemExit(1)\n")
     ran = forked(tmp_path / "broken.py")
@@ -195,7 +195,7 @@ def test_a_script_that_fails_is_not_taken_for_one_that_shows(
 
 
 def test_the_first_script_that_names_the_right_site_is_kept(tmp_path: Path, forked: Forked) -> None:
-    from conformance.reproduce import Candidate, reduce
+    from conformance.explain.reproduce import Candidate, reduce
 
     def says(site: str) -> str:
         return f'print("first diverging site: {site}, 1")\nraise SystemExit(1)\n'
@@ -223,7 +223,7 @@ def test_the_first_script_that_names_the_right_site_is_kept(tmp_path: Path, fork
 
 
 def test_slices_grow() -> None:
-    from conformance.reproduce import _slices
+    from conformance.explain.reproduce import _slices
 
     assert _slices(2, 4) == ((2,), (0, 1, 2), (0, 1, 2, 3))
     assert _slices(0, 1) == ((0,),)
@@ -233,7 +233,7 @@ def test_slices_grow() -> None:
 def test_a_slice_keeps_the_kinds_of_its_layers() -> None:
     import transformers
 
-    from conformance.reproduce import _changes
+    from conformance.explain.reproduce import _changes
 
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     config = transformers.Gemma3TextConfig(num_hidden_layers=3, layer_types=kinds)

@@ -26,7 +26,7 @@ from conformance.diagnose.norms import component, norm_step
 from conformance.diagnose.projections import linear, linear_step
 from conformance.diagnose.registry import Court, Step
 from conformance.diagnose.wiring import embed_step, head_step, positions_step, sum_step
-from conformance.explanations import Cause
+from conformance.explain.explanations import Cause
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

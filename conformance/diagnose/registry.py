@@ -17,7 +17,7 @@ import torch
 from conformance.bounds import UNEXPLAINED, same_number
 from conformance.diagnose.evidence import Scene
 from conformance.diagnose.fit import apart, counted, fitted, number, written
-from conformance.explanations import Cause
+from conformance.explain.explanations import Cause
 from conformance.sites import parse
 
 if TYPE_CHECKING:

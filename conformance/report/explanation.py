@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from conformance.explanations import Bisection, Explanation, Location, MinimalCase
+    from conformance.explain.explanations import Bisection, Explanation, Location, MinimalCase
 
 _WIDTH = 88
 

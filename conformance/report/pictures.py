@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from conformance.explanations import SiteError
+    from conformance.explain.explanations import SiteError
 
 #: The files.
 NAMES = ("error-by-layer.png", "differences.png", "heat-map.png")

@@ -43,16 +43,28 @@ def boot(config: transformers.PretrainedConfig) -> Any:
         return TransformerBridge.boot_transformers(folder, device="cpu")
 
 
-def fires(config: transformers.PretrainedConfig) -> str:
-    """What comes of asking for the results of heads."""
-    bridge = boot(config)
-    try:
-        bridge.set_use_attn_result(True)
-    except NotImplementedError:
-        return "refused"
-    with torch.no_grad():
-        _, cache = bridge.run_with_cache(TOKENS)
-    return "fires" if "blocks.0.attn.hook_result" in cache else "accepted, never fires"
+#: What a flag promises: its setter, and a hook that then fires.
+FLAGS = {
+    "use_attn_result": ("set_use_attn_result", "blocks.0.attn.hook_result"),
+    "use_split_qkv_input": ("set_use_split_qkv_input", "blocks.0.hook_q_input"),
+    "use_attn_in": ("set_use_attn_in", "blocks.0.hook_attn_in"),
+}
+
+
+def fires(config: transformers.PretrainedConfig) -> dict[str, str]:
+    """What comes of each flag."""
+    found = {}
+    for flag, (setter, hook) in FLAGS.items():
+        bridge = boot(config)
+        try:
+            getattr(bridge, setter)(True)
+        except NotImplementedError:
+            found[flag] = "refused"
+            continue
+        with torch.no_grad():
+            _, cache = bridge.run_with_cache(TOKENS)
+        found[flag] = "fires" if hook in cache else "accepted, never fires"
+    return found
 
 
 def main() -> int:
@@ -76,9 +88,10 @@ def main() -> int:
             transformers.BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4)
         ),
     }
-    for name, what in found.items():
-        print(f"{name:15} {what}")
-    return 0 if found["falcon, alibi"] == "accepted, never fires" else 1
+    for name, flags in found.items():
+        for flag, what in flags.items():
+            print(f"{name:14} {flag:19} {what}")
+    return 0 if "accepted, never fires" in found["falcon, alibi"].values() else 1
 
 
 if __name__ == "__main__":

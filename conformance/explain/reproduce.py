@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformance.bounds import PLAIN_IN_FLOAT32, SCRIPT_ALLOWED
-from conformance.explanations import MinimalCase
-from conformance.script import INSIDE, Case, Port, Source, write
+from conformance.explain.explanations import MinimalCase
+from conformance.explain.script import INSIDE, Case, Port, Source, write
 from conformance.sites import parse
 
 if TYPE_CHECKING:
     import torch
 
+    from conformance.explain.localize import Finding
+    from conformance.explain.survey import Survey
     from conformance.implementations.subjects import LensModel
-    from conformance.localize import Finding
     from conformance.prompts import Prompt
     from conformance.spec import ModelSpec
-    from conformance.survey import Survey
 
 FILE_NAME = "reproduce.py"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from conformance.checks.base import Context, Pass, PassMode, judge, structure
-from conformance.explanations import Margin, SiteError
+from conformance.explain.explanations import Margin, SiteError
 from conformance.reference import teacher
 from conformance.verdicts import margin
 

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from conformance import whereabouts
-from conformance.explanations import Location
+from conformance.explain import whereabouts
+from conformance.explain.explanations import Location
 from conformance.sites import parse
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from conformance.explain.survey import Survey
     from conformance.families import Family
     from conformance.records import Comparison
-    from conformance.survey import Survey
     from conformance.weights import Weight
 
 #: How a weight shows first: its name without the layer -> site kind.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from conformance import bounds
 from conformance.compare import measure
-from conformance.explanations import Bisection
+from conformance.explain.explanations import Bisection
 from conformance.flags import FLAGS, OPTIONAL, STANDARD, centres
 from conformance.precision import DTYPES
 from conformance.reference import CENTRED, teacher
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     import torch
 
+    from conformance.explain.survey import Progress
     from conformance.implementations.subjects import LensModel
     from conformance.prompts import Prompt
     from conformance.reference import Reference
-    from conformance.survey import Progress
 
 #: Loads the port afresh in a dtype: weight processing cannot be undone.
 Load = Callable[["torch.dtype"], "LensModel"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from conformance.bench import PROMPTS, Bench, Progress
 from conformance.errors import ConformanceError
-from conformance.proof import FILE_NAME, GATES, Proof
+from conformance.prove.bench import PROMPTS, Bench, Progress
+from conformance.prove.proof import FILE_NAME, GATES, Proof
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

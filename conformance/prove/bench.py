@@ -18,7 +18,7 @@ from conformance.checks.base import Context, Pass
 from conformance.checks.names import CHECKS
 from conformance.errors import ConformanceError
 from conformance.jobs import Job
-from conformance.proof import GATES, Proof
+from conformance.prove.proof import GATES, Proof
 from conformance.recall import Recall
 from conformance.verdicts import conclude, first_divergence, margin
 

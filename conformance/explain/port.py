@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from conformance.explanations import Bisection, Cause, Explanation, Location, MinimalCase
+from conformance.explain.explanations import Bisection, Cause, Explanation, Location, MinimalCase
 from conformance.jobs import Job
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     import torch
 
-    from conformance.bisection import Load
+    from conformance.explain.bisection import Load
+    from conformance.explain.localize import Finding
+    from conformance.explain.reproduce import Runner
+    from conformance.explain.survey import Survey
     from conformance.implementations.subjects import LensModel
-    from conformance.localize import Finding
     from conformance.reference import Reference
     from conformance.report.pictures import Data
-    from conformance.reproduce import Runner
     from conformance.spec import ModelSpec
-    from conformance.survey import Survey
 
 Progress = Callable[[str], None]
 
@@ -87,8 +87,8 @@ class _Work:
     progress: Progress
 
     def __post_init__(self) -> None:
-        from conformance.localize import Localizer
-        from conformance.survey import Survey
+        from conformance.explain.localize import Localizer
+        from conformance.explain.survey import Survey
 
         self.survey: Survey = Survey(self.reference, self.subject, self.progress)
         # In promoted float64 an ordinary pass that agrees everywhere says all there is to say.
@@ -130,9 +130,9 @@ class _Work:
 
     def _processed(self, port: LensModel) -> Finding | None:
         """A difference after the library's standard weight processing, which is in place."""
-        from conformance.localize import Finding
-        from conformance.localize_weights import numbers
-        from conformance.survey import failures
+        from conformance.explain.localize import Finding
+        from conformance.explain.localize_weights import numbers
+        from conformance.explain.survey import failures
 
         prompts = [p.name for p in self.reference.prompts if p.name not in self.sparing]
         dtype = str(port.dtype).removeprefix("torch.")
@@ -160,7 +160,7 @@ class _Work:
 
     def _bisect_flags(self, found: Finding) -> tuple[tuple[Bisection, ...], Finding]:
         """Which flag alone breaks it; the finding then says so."""
-        from conformance.bisection import culprits, flags
+        from conformance.explain.bisection import culprits, flags
 
         if self.load is None:
             return (), found
@@ -186,7 +186,7 @@ class _Work:
         return results, dataclasses.replace(found, location=location)
 
     def _bisect_dtypes(self, found: Finding) -> tuple[Bisection, ...]:
-        from conformance.bisection import dtypes
+        from conformance.explain.bisection import dtypes
 
         if self.load is None or found.site is None or found.prompt is None:
             return ()
@@ -325,7 +325,7 @@ class _Work:
         )
 
     def _minimise(self, found: Finding, flags: tuple[Bisection, ...]) -> MinimalCase | None:
-        from conformance.reproduce import candidates, minimal_case, reduce, shortest
+        from conformance.explain.reproduce import candidates, minimal_case, reduce, shortest
         from conformance.sites import parse
 
         if found.prompt is None:
@@ -376,7 +376,7 @@ class _Work:
         return bounds.same_function(self.reference.spread(prompt, site))[0]
 
     def _picture_data(self, found: Finding, used: LensModel | None) -> Data:
-        from conformance import whereabouts
+        from conformance.explain import whereabouts
         from conformance.report.pictures import Data
         from conformance.sites import parse
 
@@ -466,7 +466,7 @@ def narrower(error: float | None, dtype: str, tried: tuple[Bisection, ...]) -> s
 
 def _for_script(flags: tuple[Bisection, ...]) -> dict[str, bool]:
     """The flag that breaks it by its numbers alone, or the library's standard ones."""
-    from conformance.bisection import culprits
+    from conformance.explain.bisection import culprits
     from conformance.flags import FLAGS, STANDARD
 
     results = {b.setting: b for b in flags}

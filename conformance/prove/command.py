@@ -22,7 +22,7 @@ from conformance.errors import (
     NotApplicable,
     RecordsError,
 )
-from conformance.proof import FILE_NAME, GATES, Proof
+from conformance.prove.proof import FILE_NAME, GATES, Proof
 from conformance.records import Footer, to_json
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def work(task: Task) -> Outcome:
 
 
 def _proofs(task: Task) -> Iterator[Proof]:
-    from conformance.prove import catalogue, prove, seeded
+    from conformance.prove.ports import catalogue, prove, seeded
 
     cache = Path(task.cache)
     if task.seed is None:
@@ -194,7 +194,7 @@ def run(
     Raises:
         ConformanceError: the options name nothing, or the file cannot be written.
     """
-    from conformance.prove import catalogue
+    from conformance.prove.ports import catalogue
     from conformance.recorder import header, now
 
     catalogue(faults)

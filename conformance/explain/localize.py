@@ -12,13 +12,13 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from conformance import whereabouts
 from conformance.bounds import SAME, about
-from conformance.explanations import Location
-from conformance.localize_weights import Loaded, component, numbers, stem
+from conformance.explain import whereabouts
+from conformance.explain.explanations import Location
+from conformance.explain.localize_weights import Loaded, component, numbers, stem
+from conformance.explain.survey import Survey, failures
 from conformance.reference import ISOLATION_PROMPTS
 from conformance.sites import computation_order, parse
-from conformance.survey import Survey, failures
 from conformance.verdicts import first_divergence
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Finding:
 
 @dataclass
 class Localizer:
-    """Looks for the first difference in a :class:`~conformance.survey.Survey`."""
+    """Looks for the first difference in a :class:`~conformance.explain.survey.Survey`."""
 
     survey: Survey
     #: Prompts that precision is not isolated on: long ones take most of the time.

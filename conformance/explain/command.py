@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conformance.errors import ConformanceError, ImplementationError, NotApplicable
-from conformance.explanations import Explanation
+from conformance.explain.explanations import Explanation
 from conformance.jobs import Job
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def run_job(job: Job, emit: Emit) -> None:
 
         run_other(job, emit)
         return
-    from conformance.explain import explain
-    from conformance.reproduce import Forked
+    from conformance.explain.port import explain
+    from conformance.explain.reproduce import Forked
 
     assert job.subject is not None
     runner = None if job.out is None else Forked()  # before torch starts a thread
@@ -116,9 +116,9 @@ def run(
         NotApplicable: the installed TransformerLens has no such subject.
         ConformanceError: the options name nothing, or the reference failed.
     """
+    from conformance.explain.reproduce import FILE_NAME
     from conformance.isolation import Isolation
     from conformance.report.pictures import NAMES
-    from conformance.reproduce import FILE_NAME
 
     entry, name = choose(spec, model, subject)
     for old in (TEXT, JSON, FILE_NAME, *NAMES):  # of an earlier explanation
@@ -129,7 +129,7 @@ def run(
     absolute = None if out is None else str(out)
     since = time.perf_counter()
     threads = 1 if entry.evidence == "twin" else _cores()
-    with Isolation("conformance.explain_run:run_job", threads=threads) as isolation:
+    with Isolation("conformance.explain.command:run_job", threads=threads) as isolation:
         first = isolation.run(
             (Job("checkpoint", entry, str(cache)), Job("reference", entry, str(cache))),
             timeout=timeout,
