@@ -65,7 +65,7 @@ def test_masked_lies_past_any_real_score() -> None:
 
 #: Small numbers elsewhere, and why they are no tolerance: module -> values.
 NOT_A_LIMIT = {
-    "bench.py": {1e-3, 1e-5, 0.03},  # tolerances of other suites, shown beside our verdicts
+    "prove/bench.py": {1e-3, 1e-5, 0.03},  # tolerances of other suites, shown beside our verdicts
     "checkpoints/twin_catalogue.py": {1e-5, 1e-6},  # rms_norm_eps of a twin's config
     "cli.py": {0.001},  # seconds
     "diagnose/anywhere.py": {0.005},  # the smallest rate of a dropout
@@ -106,7 +106,7 @@ def test_no_other_module_has_a_small_number() -> None:
 def test_no_other_module_decides_closeness() -> None:
     for name, tree in trees():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and name != "bench.py":  # as above
+            if isinstance(node, ast.Call) and name != "prove/bench.py":  # as above
                 called = ast.unparse(node.func).rsplit(".", 1)[-1]
                 assert called not in CLOSENESS, f"{name}:{node.lineno}"
                 keywords = {k.arg for k in node.keywords}
