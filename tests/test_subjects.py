@@ -37,10 +37,17 @@ def declared(function: str, cache: Path, *checks: str) -> dict[str, dict[str, An
 def test_a_declared_subject_runs_through_every_check(twin_cache: Path) -> None:
     records = declared("good", twin_cache)
     assert tuple(records) == CHECKS
-    for record in records.values():
-        assert record["outcome"] == "passed", record["reason"]
+    for check, record in records.items():
         assert record["subject"] == "mine"
-        assert all(j["compared"] > 0 and j["margin"] < 1 for j in record["verdict"].values())
+        # The bridge's own defect (docs/findings/016) shows in a subject that is a bridge.
+        if check in ("interventions", "patching", "hooks"):
+            assert record["metrics"]["failing"] == ["resid_mid"], record["reason"]
+            continue
+        assert record["outcome"] == "passed", record["reason"]
+        assert all(
+            j["compared"] > 0 and (j["margin"] is None or j["margin"] <= 1)
+            for j in record["verdict"].values()
+        )
 
 
 def test_a_subject_is_judged_in_eval_mode(twin_cache: Path) -> None:
@@ -99,8 +106,9 @@ def test_a_forward_pass_that_raises_is_the_port_s_failure(twin_cache: Path) -> N
     records = declared("breaks_in_forward", twin_cache)
     assert tuple(records) == CHECKS
     assert records.pop("weights")["outcome"] == "passed"
-    for record in records.values():
-        assert record["outcome"] == "failed"
+    assert records.pop("tokenizer")["outcome"] == "passed"
+    for check, record in records.items():
+        assert record["outcome"] == "failed", (check, record["reason"])
         assert "RuntimeError: size mismatch" in record["reason"]
 
 

@@ -121,8 +121,8 @@ class Processing(Check):
         """Compatibility mode without processing changes no bit of the logits."""
         assert context.fresh is not None
         at = _prompt(context)
-        before = context.subject.run(at, lambda *_: None)
         with self.port(f"compatibility mode ({BARE})"):
+            before = context.subject.run(at, lambda *_: None)
             subject = context.fresh()
             with subject.session():
                 subject.model.enable_compatibility_mode(disable_warnings=True, no_processing=True)

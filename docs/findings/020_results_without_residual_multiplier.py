@@ -47,6 +47,9 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     print("transformer-lens", version("transformer-lens"), "transformers", version("transformers"))
+    if tuple(map(int, version("transformer-lens").split(".")[:2])) >= (4, 3):
+        print("applies to TransformerLens before 4.3")
+        return 2
     config = transformers.GraniteConfig(
         vocab_size=50,
         hidden_size=32,
