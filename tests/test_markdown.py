@@ -61,6 +61,14 @@ def test_what_is_not_applicable_is_said_with_its_reason() -> None:
     assert "## Not applicable" not in page(_records(GOOD))
 
 
+def test_a_check_that_does_not_apply_shows_in_its_port_s_row() -> None:
+    none = replace(GOOD, check="tokenizer", outcome="not_applicable")
+    other = replace(GOOD, subject="hooked", outcome="not_applicable")
+    text = page(_records(GOOD, none, other))
+    (row,) = [line for line in text.splitlines() if "LlamaForCausalLM" in line]
+    assert row.endswith("| bridge | pass | n/a |")
+
+
 def test_a_run_where_all_conforms_says_so_first() -> None:
     text = page(_records(GOOD))
     assert text.splitlines()[2].startswith("**Every port that was judged conforms**")

@@ -96,11 +96,15 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _grouped(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], dict[str, Verdict]]:
+    """Model and subject -> check -> verdict; ports to which nothing applies are left out."""
     groups: dict[tuple[str, str], dict[str, Verdict]] = {}
     for verdict in verdicts:
-        if verdict.outcome != "not_applicable":
-            groups.setdefault((verdict.model, verdict.subject), {})[verdict.check] = verdict
-    return groups
+        groups.setdefault((verdict.model, verdict.subject), {})[verdict.check] = verdict
+    return {
+        port: row
+        for port, row in groups.items()
+        if any(verdict.outcome != "not_applicable" for verdict in row.values())
+    }
 
 
 def _contradictions(verdicts: Iterable[Verdict]) -> list[str]:
