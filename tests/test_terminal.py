@@ -61,10 +61,10 @@ def test_many_checks_are_lettered_at_80_columns() -> None:
     assert lines[0].split() == ["model", "subject", *"abcdefghijklmnopqrst"]
     marks = "".join(line[30:] for line in lines[1:3]).split()
     assert "".join(marks).replace("bridge", "") == "x" * len(CHECKS) + "F" * (20 - len(CHECKS))
-    assert "a weights" in text
-    assert "x xfail" in text
-    assert "F FAIL" in text
-    assert ". pass" not in text, "only what is seen is explained"
+    assert "a=weights" in text
+    assert "x=xfail" in text
+    assert "F=FAIL" in text
+    assert ".=pass" not in text, "only what is seen is explained"
     assert "weights  activations" in shown(verdicts, width=400)
 
 

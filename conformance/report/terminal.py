@@ -295,8 +295,8 @@ def _heads(columns: Sequence[str], width: int) -> list[str]:
 
 def _caption(heads: Sequence[str], columns: Sequence[str], verdicts: Iterable[Verdict]) -> str:
     seen = {verdict.outcome for verdict in verdicts}
-    checks = "  ".join(f"{head} {name}" for head, name in zip(heads, columns, strict=True))
-    marks = "  ".join(f"{MARKS[o]} {WORDS[o]}" for o in OUTCOMES if o in seen)
+    checks = "  ".join(f"{head}={name}" for head, name in zip(heads, columns, strict=True))
+    marks = "  ".join(f"{MARKS[o]}={WORDS[o]}" for o in OUTCOMES if o in seen)
     return f"{checks}\n{marks}"
 
 
