@@ -34,7 +34,8 @@ def page(explanation: Explanation) -> str:
 def _conforming(e: Explanation) -> list[str]:
     text = [
         "Nothing differs: every judgement that was made holds, with the margins below "
-        "(measured / allowed; above 1 would fail)."
+        "(measured / allowed; above 1 would fail). That is the forward pass; edits, gradients, "
+        "caches and what else people do with a lens are judged by `conformance run` alone."
     ]
     rows = [
         f"{m.check:<16} {m.judgement.replace('_', ' '):<15} {m.compared:>6} compared, "
