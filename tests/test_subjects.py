@@ -39,9 +39,11 @@ def test_a_declared_subject_runs_through_every_check(twin_cache: Path) -> None:
     assert tuple(records) == CHECKS
     for check, record in records.items():
         assert record["subject"] == "mine"
-        # The bridge's own defect (docs/findings/016) shows in a subject that is a bridge.
+        # The bridge's own defects (docs/findings 016 and, before 4.0, 024) show in one.
         if check in ("interventions", "patching", "hooks"):
-            assert record["metrics"]["failing"] == ["resid_mid"], record["reason"]
+            failing = set(record["metrics"]["failing"])
+            known = {"resid_mid", "attn.rot_q", "attn.rot_k"} if check == "hooks" else {"resid_mid"}
+            assert "resid_mid" in failing <= known, record["reason"]
             continue
         assert record["outcome"] == "passed", record["reason"]
         assert all(
