@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from conformance.experiments.base import Scope
     from conformance.experiments.store import Stored
     from conformance.implementations.subjects import LensModel
+    from conformance.metrics import Difference
     from conformance.prompts import Prompt
     from conformance.recall import Recall
     from conformance.reference import Reference
@@ -209,6 +210,13 @@ def same(
     if truth.ndim == 0:
         truth, value = truth.reshape(1), value.reshape(1)
     found = difference(truth, value.detach(), row_dims=row_dims)
+    return within(found, spread, site=site, on=on, note=note)
+
+
+def within(
+    found: Difference, spread: float, *, site: str | None, on: str, note: str = ""
+) -> Comparison:
+    """A difference that was measured already, under *same function*."""
     allowed, source = bounds.same_function(spread)
     return Comparison(
         judgement="same_function",

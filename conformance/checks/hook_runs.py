@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from conformance.implementations.subjects import LensModel
     from conformance.prompts import Prompt
 
-    Hooks = list[tuple[str, Callable[..., Any]]]
+    HookList = list[tuple[str, Callable[..., Any]]]
 
 
 class _Stop(Exception):
@@ -47,7 +47,7 @@ class Fired:
 
         return hook
 
-    def all(self, names: Iterable[str]) -> Hooks:
+    def all(self, names: Iterable[str]) -> HookList:
         return [(name, self.look(name)) for name in names]
 
 

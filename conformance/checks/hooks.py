@@ -8,7 +8,7 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from conformance.checks.base import Check, Context, agree, identical, same, structure
+from conformance.checks.base import Check, Context, agree, identical, is_ours, same, structure
 from conformance.checks.hook_caches import caches
 from conformance.checks.hook_runs import Fired, left_behind, raising
 from conformance.checks.hook_table import (
@@ -21,21 +21,20 @@ from conformance.checks.hook_table import (
 )
 from conformance.checks.state import hooks_of
 from conformance.experiments.rows import prompt_of
+from conformance.records import Comparison
 from conformance.sites import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import torch
 
+    from conformance.checks.hook_runs import HookList
     from conformance.implementations.subjects import LensModel
     from conformance.prompts import Prompt
-    from conformance.records import Comparison
-
-    HookList = list[tuple[str, Callable[..., Any]]]
 
 
-#: HookList of a norm's insides: off the path, until somebody edits what they show.
+#: Hooks of a norm's insides: off the path, until somebody edits what they show.
 _INSIDE_NORMS = (".hook_normalized", ".hook_scale")
 
 
@@ -98,8 +97,6 @@ class Hooks(Check):
         the library says (by a warning) that an edit there makes it compute the norm its own way.
         If a run fails, which hook does it is found one by one.
         """
-        from conformance.checks.base import is_ours
-
         spread = context.reference.spread("sixteen", "logits")
         inner = {n: s for n, s in sites.items() if n.endswith(_INSIDE_NORMS)}
         outer = {n: s for n, s in sites.items() if n not in inner}
@@ -223,8 +220,6 @@ def _shaped(
     if found not in promised:
         wanted = " or ".join(map(str, sorted(promised)))
         return structure(site, f"shows {found}, promised is {wanted}", on)
-    from conformance.records import Comparison
-
     return Comparison("exact", site, on, 0.0, 0.0, True, bound="the promised shape")
 
 

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from conformance import bounds
-from conformance.checks.base import Check, Context, identical, same, structure
+from conformance.checks.base import Check, Context, identical, same, structure, within
 from conformance.compare import measure
 from conformance.flags import FLAGS, OPTIONAL, STANDARD, declined, value_biases
-from conformance.records import Comparison
 from conformance.reference import CENTRED
 from conformance.sites import parse
 
@@ -25,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from conformance.implementations.subjects import LensModel
-    from conformance.metrics import Difference
     from conformance.prompts import Prompt
+    from conformance.records import Comparison
 
 TOGETHER = "all together"
 #: The bridge's compatibility mode without any processing.
@@ -99,7 +97,7 @@ class Processing(Check):
             truth = context.reference.truth(at.name, "logits")
             found = measure("logits", truth, logits, at.valid, centre=True)
             spread = context.reference.spread(at.name, CENTRED)
-            yield _judged("logits", on, found, spread, "up to a constant of all logits")
+            yield within(found, spread, site="logits", on=on, note="up to a constant of all logits")
         shown: dict[str, torch.Tensor] = {}
         with self.port(f"reading the weights after processing ({setting})"):
             shown = subject.named_weights()
@@ -164,28 +162,11 @@ class _Sites:
         found = measure(name, truth, value, self._at.valid, centre=centred)
         spread = reference.spread(self._at.name, name)
         note = "up to its mean over d_model" if centred else ""
-        self.found.append(_judged(name, self._on, found, spread, note))
+        self.found.append(within(found, spread, site=name, on=self._on, note=note))
         if centred and not (kind in _SUMS and self._context.subject.family.embed_ln):
             # What is compared with itself less its mean must have none.
             with torch._C.DisableTorchFunction():
                 self.found.append(_centred(value, name, self._on, spread))
-
-
-def _judged(site: str, on: str, found: Difference, spread: float, note: str) -> Comparison:
-    allowed, source = bounds.same_function(spread)
-    return Comparison(
-        judgement="same_function",
-        site=site,
-        prompt=on,
-        measured=found.rel_max,
-        allowed=allowed,
-        ok=found.rel_max <= allowed,  # NaN is not
-        index=found.index,
-        reference=found.reference,
-        subject=found.subject,
-        bound=source,
-        note=note,
-    )
 
 
 def _centred(value: torch.Tensor, site: str, on: str, spread: float = 0.0) -> Comparison:

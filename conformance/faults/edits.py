@@ -38,11 +38,8 @@ def treated(subject: LensModel, site: str, treatment: Treatment) -> Iterator[Non
 
         return right(hook, *args, **kwargs)
 
-    object.__setattr__(module, "add_hook", wrong)
-    try:
+    with attribute(module, "add_hook", wrong):
         yield
-    finally:
-        object.__delattr__(module, "add_hook")
 
 
 def _editable(site: str) -> Callable[[LensModel], bool]:
@@ -113,11 +110,8 @@ def _cache_changed(subject: LensModel) -> Iterator[None]:
         cache.cache_dict[name] = cache.cache_dict[name] * (1 + 1e-6)
         return result, cache
 
-    object.__setattr__(model, "run_with_cache", wrong)
-    try:
+    with attribute(model, "run_with_cache", wrong):
         yield
-    finally:
-        object.__delattr__(model, "run_with_cache")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from conformance.faults.base import Fault, exactly
-from conformance.faults.inject import edited, exposed, point, watched
+from conformance.faults.inject import attribute, edited, exposed, point, watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,11 +29,8 @@ def _adding(subject: LensModel, add: Callable[..., Any], site: str = _SITE) -> I
     def wrong(user: Any, dir: str = "fwd", **kwargs: Any) -> Any:
         return add(lambda hook: right(hook, dir=dir, **kwargs), user, dir)
 
-    object.__setattr__(module, "add_hook", wrong)
-    try:
+    with attribute(module, "add_hook", wrong):
         yield
-    finally:
-        object.__delattr__(module, "add_hook")
 
 
 @contextlib.contextmanager
@@ -139,11 +136,8 @@ def _next_position(subject: LensModel) -> Iterator[None]:
             cache.cache_dict[name] = other[name]
         return result, cache
 
-    object.__setattr__(model, "run_with_cache", wrong)
-    try:
+    with attribute(model, "run_with_cache", wrong):
         yield
-    finally:
-        object.__delattr__(model, "run_with_cache")
 
 
 def _fault(

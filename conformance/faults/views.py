@@ -9,7 +9,7 @@ import torch
 
 from conformance.bounds import MASKED_BELOW
 from conformance.faults.base import Fault, at
-from conformance.faults.inject import Change, edited, exposed, point, scores_changed
+from conformance.faults.inject import Change, attribute, edited, exposed, point, scores_changed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,11 +32,8 @@ def shown(subject: LensModel, site: str, change: Change) -> Iterator[None]:
 
         return right(looks, *args, **kwargs)
 
-    object.__setattr__(module, "add_hook", wrong)
-    try:
+    with attribute(module, "add_hook", wrong):
         yield
-    finally:
-        object.__delattr__(module, "add_hook")
 
 
 def _leaking(s: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
