@@ -34,6 +34,10 @@ _FROM_DATA = (torch.as_tensor, torch.tensor, torch.asarray)
 _NARROW_NAMES = frozenset({"torch.FloatTensor", "torch.HalfTensor", "torch.BFloat16Tensor"})
 
 
+#: What can name a dtype among a call's arguments.
+_NAMES = frozenset({torch.dtype, str})
+
+
 def _widen(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return torch.float64 if value in NARROW else value
@@ -64,6 +68,9 @@ def _grouped_mm(
     return out if bias is None else out + bias
 
 
+_SPECIAL = frozenset({*_CASTS, *_FROM_DATA, torch._grouped_mm})
+
+
 class Promoted(TorchFunctionMode):
     """While active, float32, bfloat16 and float16 requests give float64 on this thread."""
 
@@ -74,6 +81,9 @@ class Promoted(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        # Every torch call passes here, attribute reads too, and nearly all of them as they are.
+        if not kwargs and func not in _SPECIAL and _NAMES.isdisjoint(map(type, args)):
+            return func(*args)
         kwargs = kwargs or {}
         if func in _CASTS:
             return args[0].to(torch.float64)

@@ -234,29 +234,42 @@ def ensure(
     return target
 
 
+def load_model(
+    model: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype, attention: str = "eager"
+) -> HuggingFaceModel:
+    """HuggingFace's model of an entry."""
+    from conformance.implementations.huggingface import HuggingFaceModel
+
+    return HuggingFaceModel(
+        checkpoint.path,
+        model.architecture,
+        dtype,
+        attention=attention,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any | None:
+    """The checkpoint's tokenizer; None if it has none."""
+    if not checkpoint.has_tokenizer:
+        return None
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(checkpoint.path)
+
+
 def _run(
     model: ModelSpec, checkpoint: Checkpoint, target: Path, progress: Callable[[str], None]
 ) -> None:
     import torch
 
-    from conformance.implementations.huggingface import HuggingFaceModel
     from conformance.precision import DTYPES
 
     def load(dtype: torch.dtype, attention: str = "eager") -> HuggingFaceModel:
         progress(f"reference: loading in {str(dtype).removeprefix('torch.')}, {attention}")
-        return HuggingFaceModel(
-            checkpoint.path,
-            model.architecture,
-            dtype,
-            attention=attention,
-            trust_remote_code=model.trust_remote_code,
-        )
+        return load_model(model, checkpoint, dtype, attention)
 
-    tokenizer = None
-    if checkpoint.has_tokenizer:
-        import transformers
-
-        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.path)
+    tokenizer = load_tokenizer(checkpoint)
     truth_model = load(torch.float64)
     prompts, left_out = build(truth_model.dims, tokenizer, model.prompts)
     facts: dict[str, Any] = {

@@ -114,8 +114,7 @@ def _run(
 ) -> None:
     import torch
 
-    from conformance.implementations.huggingface import HuggingFaceModel
-    from conformance.reference import Reference, move_weights
+    from conformance.reference import Reference, load_model, move_weights
 
     reference = Reference(trace, checkpoint.path, model.architecture)
     apparatus = _apparatus(checkpoint, reference)
@@ -130,18 +129,10 @@ def _run(
         where(trace, check).with_suffix(".failed").write_text(reason, encoding="utf-8")
         shutil.rmtree(work.pop(check), ignore_errors=True)
 
-    def load() -> HuggingFaceModel:
-        return HuggingFaceModel(
-            checkpoint.path,
-            model.architecture,
-            torch.float64,
-            trust_remote_code=model.trust_remote_code,
-        )
-
     loaded: HuggingFaceModel | None = None
     if any(e.needs_model for e in missing.values()):
         progress("reference: loading in float64 for experiments")
-        loaded = load()
+        loaded = load_model(model, checkpoint, torch.float64)
     try:
         for check, what in missing.items():
             progress(f"reference: experiment {check}")
@@ -189,11 +180,9 @@ def _seal(path: Path, spread: Mapping[str, float], facts: Mapping[str, Any]) -> 
 def _apparatus(
     checkpoint: Checkpoint, reference: Reference
 ) -> Callable[[HuggingFaceModel | None], Apparatus]:
-    tokenizer = None
-    if checkpoint.has_tokenizer:
-        import transformers
+    from conformance.reference import load_tokenizer
 
-        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.path)
+    tokenizer = load_tokenizer(checkpoint)
 
     def make(model: HuggingFaceModel | None) -> Apparatus:
         import torch
