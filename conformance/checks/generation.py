@@ -64,6 +64,8 @@ class Generation(Check):
         super().__init__()
         #: Whether generation without an edit is right: if so, a wrong one is the edit's.
         self._right = True
+        #: At which tokens are sampled: so that they are spread over many, however large the logits.
+        self._temperature = 1.0
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         self.metrics.update(context.scope.said())
@@ -85,6 +87,7 @@ class Generation(Check):
             if made is None:
                 self._right = False
                 continue
+            self._temperature = float(made.logits.std())
             for comparison in _greedy(self.metrics, stored, ALONE, made, how):
                 self._right = self._right and comparison.ok
                 yield comparison
@@ -114,6 +117,8 @@ class Generation(Check):
             "output_logits": True,
             "verbose": False,
         }
+        if sample:
+            options["temperature"] = self._temperature
         if mask is not None and subject.kind == "TransformerBridge":
             options["attention_mask"] = mask
         elif mask is not None:

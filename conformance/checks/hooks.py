@@ -44,6 +44,11 @@ class Hooks(Check):
     name: ClassVar[str] = "hooks"
     runs: ClassVar[bool] = True
 
+    def __init__(self) -> None:
+        super().__init__()
+        #: Whether the logits are right: the values of another function tell nothing of its hooks.
+        self._right = True
+
     def exact(self, context: Context) -> Iterable[Comparison]:
         subject = context.subject
         self.metrics.update(context.scope.said())
@@ -63,6 +68,7 @@ class Hooks(Check):
         spread = context.reference.spread("sixteen", "logits")
         right = same(truth, plain[0], spread, site="logits", on="sixteen")
         yield right
+        self._right = right.ok
         installed = hooks_of(subject)
         fired = Fired()
         with self.port("looking at every hook"), subject.session():
@@ -76,7 +82,7 @@ class Hooks(Check):
         yield from self._copies(context, two, plain, sites)
         with self.port("caches"):
             yield from caches(context, two, prompt, fired, {n: table[n].site for n in fired.seen})
-        if right.ok:  # the gradients of another function tell nothing of its hooks
+        if self._right:
             with self.port("backward hooks"):
                 yield from self._backward(context, prompt, fired, table)
         yield from self._switches(context, two, plain)
@@ -203,7 +209,30 @@ class Hooks(Check):
                 continue
             hook = Published(name, names[name])
             shapes = {shape(context, prompt, hook, grouped=g) for g in (False, True)}
-            yield _shaped(name, tuple(fired.seen[name].shape), shapes, on)
+            shown = fired.copies[name]
+            compared = _shaped(name, tuple(shown.shape), shapes, on)
+            yield compared
+            if compared.ok and self._right:
+                yield from self._shows(context, name, shown[0])
+
+    def _shows(self, context: Context, name: str, shown: torch.Tensor) -> Iterator[Comparison]:
+        """What attention or the MLP reads: the residual stream before their norm, for each head.
+
+        Args:
+            shown: [pos, d_model] or [pos, head, d_model].
+        """
+        _, layer, hook = name.split(".", 2)
+        if hook == "attn.hook_result":
+            return  # lens judges it
+        reference = context.reference
+        absent = reference.family.absent()
+        kind = "resid_mid" if hook == "hook_mlp_in" and "resid_mid" not in absent else "resid_pre"
+        site = f"blocks.{layer}.{kind}"
+        truth = reference.truth("sixteen", site)[0, : len(shown)]
+        if shown.ndim > truth.ndim:
+            truth = truth[:, None].expand(shown.shape)
+        spread = reference.spread("sixteen", site)
+        yield same(truth, shown, spread, site=name, on="sixteen", note=f"shows another than {kind}")
 
 
 def _same(tensor: torch.Tensor, hook: Any) -> torch.Tensor:

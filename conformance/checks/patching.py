@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from conformance import bounds
 from conformance.checks.base import Check, Context, agree, identical, same
 from conformance.checks.effects import effect
-from conformance.checks.sweeps import swept
+from conformance.checks.stacks import stacked
+from conformance.checks.sweeps import along_paths, swept
 from conformance.experiments.patching import (
+    STACKS,
     SWEEPS,
     attribution,
     middle_patches,
+    paths,
     prompts,
     tangents,
     values,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.experiments.rows import Row
+    from conformance.prompts import Prompt
 
 _STREAM = ("resid_pre", "resid_mid", "resid_post")
 _BRANCHES = ("embed", "attn_out", "mlp_out")
@@ -70,7 +74,7 @@ class Patching(Check):
         yield from self._branches(clean["logits"])
         yield from self._positions(scoped, other["logits"])
         yield from self._heads(scoped, other["logits"])
-        yield from self._sweeps(scoped)
+        yield from self._sweeps(scoped, other)
         yield from self._attribution(scoped, other)
 
     # --- what it must leave alone, and restore ----------------------------------------------------
@@ -207,22 +211,54 @@ class Patching(Check):
                 on = "corrupted (every head's z patched, against all of attention)"
                 yield same(value, found[twin], spread, site=twin, on=on)
 
-    def _sweeps(self, sites: list[str]) -> Iterator[Comparison]:
+    def _sweeps(self, sites: list[str], other: Mapping[str, torch.Tensor]) -> Iterator[Comparison]:
         """The library's own sweeps against the same patches of the reference."""
-        model, cache = self._subject.model, None
-        options = self._subject.run_options(self._clean_prompt)
-        with self._subject.session(), self.port("run_with_cache"):
-            _, cache = model.run_with_cache(self._clean_prompt.tokens, **options)
-        for name, sweep in SWEEPS.items() if cache is not None else ():
-            first = f"blocks.0.{sweep.kind}"
-            if first not in sites or name not in self._stored:
-                hidden = self._subject.expected_hooks()[1] | self._subject.family.absent()
-                why = hidden.get(sweep.kind, "no hook of the library shows its site")
+        subject, corrupted, scope = self._subject, self._corrupted, self._context.scope
+        cache = self._cached(self._clean_prompt)
+        if cache is None:
+            return
+        for name in SWEEPS:
+            if why := self._hidden(name, sites):
                 self.not_applicable(name, why)
                 continue
-            yield from swept(
-                self, name, self._subject, self._stored, self._context.scope, self._corrupted, cache
+            yield from swept(self, name, subject, self._stored, scope, corrupted, cache)
+        for name, (_, parts) in STACKS.items():
+            hidden = [why for part in parts if (why := self._hidden(part, sites))]
+            if hidden:
+                self.not_applicable(name, hidden[0])
+                continue
+            yield from stacked(self, name, subject, corrupted, cache, self._clean, other)
+        yield from self._paths(cache)
+
+    def _paths(self, cache: Any) -> Iterator[Comparison]:
+        """A head's output on its way into one later head alone (TransformerLens 4)."""
+        from transformer_lens import patching
+
+        if not hasattr(patching, "get_act_patch_direct_path"):
+            return
+        other = self._cached(self._corrupted)
+        if other is None:
+            return
+        caches, subject = (cache, other), self._subject
+        for kind, source in paths(subject.dims, self._context.scope).items():
+            yield from along_paths(
+                self, kind, source, subject, self._stored, self._corrupted, caches
             )
+
+    def _cached(self, prompt: Prompt) -> Any:
+        """The library's own cache of a run; None if the port raises."""
+        options = self._subject.run_options(prompt)
+        with self._subject.session(), self.port("run_with_cache"):
+            return self._subject.model.run_with_cache(prompt.tokens, **options)[1]
+        return None
+
+    def _hidden(self, name: str, sites: list[str]) -> str | None:
+        """Why a sweep cannot be made, if it cannot."""
+        kind = SWEEPS[name].kind
+        if f"blocks.0.{kind}" in sites and name in self._stored:
+            return None
+        hidden = self._subject.expected_hooks()[1] | self._subject.family.absent()
+        return hidden.get(kind, "no hook of the library shows its site")
 
     def _attribution(
         self, sites: list[str], other: Mapping[str, torch.Tensor]

@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from conformance.checks.base import Check, identical, same, structure
-from conformance.experiments.patching import SWEEPS, indices, metric
+from conformance.experiments.patching import SWEEPS, indices, later, metric
 from conformance.experiments.rows import project
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def swept(
         more = {"index_axis_names": None, "index_df": table}
     site, on = f"blocks.0.{SWEEPS[name].kind}", f"corrupted ({name})"
     result = None
-    with subject.session(), check.port(name, site), _quiet():
+    with subject.session(), check.port(name, site), quiet():
         result = sweep(subject.model, corrupted.tokens, cache, measure, **more)
     if result is None:
         return
@@ -74,6 +74,61 @@ def swept(
     yield identical(returned, result.to(returned.dtype), site=site, on=on, note=note)
 
 
+def along_paths(
+    check: Check,
+    kind: str,
+    source: tuple[int, int],
+    subject: LensModel,
+    stored: Stored,
+    corrupted: Prompt,
+    caches: tuple[Any, Any],
+) -> Iterator[Comparison]:
+    """``get_act_patch_direct_path``: one head's output in what each later head alone reads.
+
+    Args:
+        kind: of what is read: q, k or v.
+        source: the layer and head whose output it is.
+        caches: the library's own, of the clean and of the corrupted run.
+    """
+    import torch
+    from transformer_lens import patching
+
+    layer, head = source
+    name = "get_act_patch_direct_path"
+    first, on = f"blocks.{layer + 1}.attn.{kind}", f"corrupted ({name} into {kind})"
+    seen: list[torch.Tensor] = []
+
+    def measure(logits: torch.Tensor) -> torch.Tensor:
+        seen.append(project(logits.detach())[0])
+        return metric(seen[-1])
+
+    result = None
+    with subject.session(), check.port(f"{name} into {kind}", first):
+        try:
+            result = getattr(patching, name)(
+                subject.model, corrupted.tokens, *caches, measure, layer, head, kind, verbose=False
+            )
+        except (ValueError, NotImplementedError) as refusal:
+            # What the library documents: no fork of the inputs, no single head's own write.
+            check.not_applicable(f"{name} into {kind}", str(refusal))
+            return
+    if result is None:
+        return
+    due = later(subject.dims, layer)
+    if len(seen) != len(due):
+        yield structure(first, f"{name} made {len(seen)} patches, not {len(due)}", on)
+        return
+    truth, value = stored[f"path/{kind}"], torch.stack([s[-1] for s in seen])
+    for number in sorted({n for n, _ in due}):
+        rows = [i for i, (n, _) in enumerate(due) if n == number]
+        at, spread = f"blocks.{number}.attn.{kind}", stored.spread(f"path/{kind}")
+        yield same(truth[rows], value[rows], spread, site=at, on=on)
+    places = torch.zeros(subject.dims.n_layers, subject.dims.n_heads, dtype=result.dtype)
+    for place, projected in zip(due, seen, strict=True):
+        places[place] = metric(projected)
+    yield identical(places, result, site=first, on=on, note="what it returns")
+
+
 def _flat(index: tuple[int, ...], counts: list[int]) -> int:
     """Where a tuple of indices is among all, the last axis the fastest."""
     at = 0
@@ -83,7 +138,7 @@ def _flat(index: tuple[int, ...], counts: list[int]) -> int:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the library's progress bars."""
     with contextlib.redirect_stderr(io.StringIO()):
         yield

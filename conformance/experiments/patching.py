@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from conformance.bounds import DIFFERENCE_STEP
 from conformance.experiments.base import SHORT, Apparatus, Experiment
-from conformance.experiments.rows import gaussian, project, prompt_of, run_rows, seeded
+from conformance.experiments.rows import (
+    apart,
+    gaussian,
+    project,
+    prompt_of,
+    repeated,
+    run_rows,
+    seeded,
+)
 from conformance.implementations.base import UNEDITABLE
 from conformance.sites import parse
 
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
     from conformance.experiments.rows import Row, RowEdit
     from conformance.families import Dims
     from conformance.implementations.base import Implementation
+    from conformance.implementations.huggingface import HuggingFaceModel
     from conformance.prompts import Prompt
 
 #: Sweeps of which every patch is made, where a model has no more than so many: the library makes a
@@ -30,6 +39,22 @@ WHOLE = ("get_act_patch_attn_head_out_all_pos", "get_act_patch_attn_head_k_all_p
 FULL = 20
 #: How many patches are made of any other, for a twin and for a large model.
 SAMPLED, SAMPLED_LARGE = 3, 2
+
+#: The library's helpers that stack sweeps -> the axes of the stack, and the sweeps in its order.
+STACKS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "get_act_patch_block_every": (
+        ("layer", "pos"),
+        ("get_act_patch_resid_pre", "get_act_patch_attn_out", "get_act_patch_mlp_out"),
+    )
+} | {
+    f"get_act_patch_attn_head_{how}_every": (
+        axes,
+        tuple(
+            f"get_act_patch_attn_head_{kind}_{how}" for kind in ("out", "q", "k", "v", "pattern")
+        ),
+    )
+    for how, axes in (("all_pos", ("layer", "head")), ("by_pos", ("layer", "pos", "head")))
+}
 
 #: Steps -> weight, of the central difference of fourth order.
 STENCIL: Mapping[int, float] = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
@@ -130,6 +155,25 @@ def patch(kind: str, axes: Sequence[str], index: Sequence[int], clean: torch.Ten
     return edit
 
 
+def paths(dims: Dims, scope: Scope) -> dict[str, tuple[int, int]]:
+    """q, k, v -> the layer and head whose output is patched on its way into each later head's.
+
+    Shared keys and values belong to no single head: there, only queries.
+    """
+    if dims.n_layers < 2:
+        return {}
+    far = dims.n_layers - 2
+    found = {"q": (far if scope.large else 0, 0)}
+    if dims.group == 1:
+        found |= {"k": (far, dims.n_heads - 1), "v": (far, dims.n_heads // 2)}
+    return found
+
+
+def later(dims: Dims, layer: int) -> list[tuple[int, int]]:
+    """Layer and head of every head after a layer, in the library's order."""
+    return list(itertools.product(range(layer + 1, dims.n_layers), range(dims.n_heads)))
+
+
 def metric(projected: torch.Tensor) -> torch.Tensor:
     """A linear functional of the last position's logits, from their projection [..., pos, 16]."""
     return projected[..., -1, :] @ gaussian("metric", projected.shape[-1]).to(projected.dtype)
@@ -198,7 +242,8 @@ class Patching(Experiment):
 
     Results, logits always projected: ``clean`` and ``corrupted`` [pos, 16]; ``at/{site}``, one
     position patched [pos, 16]; ``whole/{site}``, z or attn_out patched at every position;
-    each sweep [patches, 16] at the last position; ``attribution/{site}`` [pos]; and
+    each sweep [patches, 16] at the last position; ``path/{q, k or v}`` [later heads, 16] likewise;
+    ``attribution/{site}`` [pos]; and
     ``slope/{site}`` [1], the metric's central difference along clean minus corrupted (of a large
     model, in its middle layer).
     """
@@ -236,6 +281,8 @@ class Patching(Experiment):
                 yield name, value
         for name, made in swept.items():
             yield name, torch.stack([results[f"{name}/{i}"][-1] for i in range(len(made))])
+        for kind, (layer, head) in paths(model.dims, scope).items():
+            yield f"path/{kind}", self._path(model, prompt, corrupted, kind, layer, head)
         for site, value in attribution(model, corrupted, differences).items():
             yield f"attribution/{site}", value
             if site in sloped:
@@ -249,6 +296,53 @@ class Patching(Experiment):
         for i, (layer, *index) in enumerate(made):
             site = f"blocks.{layer}.{sweep.kind}"
             yield i, {site: patch(sweep.kind, sweep.axes[1:], index, clean[site])}
+
+    def _path(
+        self,
+        model: HuggingFaceModel,
+        clean: Prompt,
+        corrupted: Prompt,
+        kind: str,
+        layer: int,
+        head: int,
+    ) -> torch.Tensor:
+        """A head's output of the clean run in what one later head alone reads, q, k or v.
+
+        First what each later layer would read with the head's change in its input; then each of
+        its heads given that, and nothing else.
+
+        Returns:
+            [later heads, 16]: logits of the last position, projected.
+        """
+        import torch
+
+        z, out = f"blocks.{layer}.attn.z", f"blocks.{layer}.attn_out"
+        theirs = values(model, clean, (layer,))[z]
+        written: list[torch.Tensor] = []
+        for row in ({}, {z: patch("attn.z", ("head",), (head,), theirs)}):
+
+            def keep_written(name: str, value: torch.Tensor) -> None:
+                if name == out:
+                    written.append(value[0].clone())
+
+            model.run(corrupted, keep_written, edits=apart([row]))
+        change = written[1] - written[0]
+        layers = range(layer + 1, model.dims.n_layers)
+        reads = {f"blocks.{n}.attn.{kind}": row for row, n in enumerate(layers)}
+        read: dict[str, torch.Tensor] = {}
+
+        def keep(name: str, value: torch.Tensor) -> None:
+            if name in reads:
+                read[name] = value[reads[name]].clone()
+
+        inputs: list[Row] = [{f"blocks.{n}.resid_pre": shifted(change)} for n in layers]
+        model.run(repeated(corrupted, len(inputs)), keep, edits=apart(inputs))
+        rows: list[Row] = [
+            {site: patch(f"attn.{kind}", ("head",), (h,), read[site])}
+            for n, h in later(model.dims, layer)
+            for site in [f"blocks.{n}.attn.{kind}"]
+        ]
+        return torch.stack([value[-1] for _, value in run_rows(model, corrupted, rows)])
 
 
 def whole(site: str, clean: torch.Tensor) -> Row:

@@ -9,7 +9,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from conformance.faults.base import Fault, exactly
-from conformance.faults.inject import Box, attribute, edited, exposed, point
+from conformance.faults.inject import Box, attribute, edited, exposed, forks, point
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,6 +127,53 @@ def _sweep_shifted() -> Iterator[None]:
     wrong.keywords = right.keywords  # type: ignore[attr-defined]
     with attribute(patching, "get_act_patch_resid_pre", wrong):
         yield
+
+
+@contextlib.contextmanager
+def _stack_swapped() -> Iterator[None]:
+    """A stack of sweeps has keys where its queries belong, and queries where its keys do."""
+    from transformer_lens import patching
+
+    name = "get_act_patch_attn_head_all_pos_every"
+    right = getattr(patching, name)
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        return right(*args, **kwargs)[[0, 2, 1, 3, 4]]
+
+    with attribute(patching, name, wrong):
+        yield
+
+
+@contextlib.contextmanager
+def _path_into_other_head() -> Iterator[None]:
+    """A direct path ends in the head before the one that was asked for."""
+    from transformer_lens import patching
+
+    right = patching._make_direct_path_hook
+
+    def wrong(delta: torch.Tensor, head: int, fired: list[bool]) -> Any:
+        return right(delta, head - 1, fired)
+
+    with attribute(patching, "_make_direct_path_hook", wrong):
+        yield
+
+
+def _stacks(subject: LensModel) -> bool:
+    kinds = ("attn.z", "attn.q", "attn.k", "attn.v", "attn.pattern")
+    return all(_editable(f"blocks.0.{kind}")(subject) for kind in kinds)
+
+
+def _has_paths(subject: LensModel) -> bool:
+    """Whether the library can patch the way from one head into another."""
+    from transformer_lens import patching
+
+    if not hasattr(patching, "get_act_patch_direct_path") or not forks(subject, _LAYER):
+        return False
+    try:
+        patching._check_direct_path_support(subject.model, [0], "q")
+    except ValueError:
+        return False
+    return subject.dims.n_heads > 1
 
 
 def _halfway(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
@@ -264,6 +311,26 @@ FAULTS: tuple[Fault, ...] = (
         lambda _: _sweep_shifted(),
         exactly("blocks.0.resid_pre"),
         _editable("blocks.0.resid_pre"),
+        named_by="patching",
+        needs="patching",
+    ),
+    Fault(
+        "stack_swapped",
+        "behaviour",
+        "get_act_patch_attn_head_all_pos_every has keys for queries and queries for keys",
+        lambda _: _stack_swapped(),
+        exactly("blocks.0.attn.q"),
+        _stacks,
+        named_by="patching",
+        needs="patching",
+    ),
+    Fault(
+        "path_into_other_head",
+        "behaviour",
+        "get_act_patch_direct_path patches the input of the head before the one asked for",
+        lambda _: _path_into_other_head(),
+        exactly("blocks.1.attn.q"),
+        _has_paths,
         named_by="patching",
         needs="patching",
     ),

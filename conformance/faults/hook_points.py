@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from conformance.faults.base import Fault, exactly
-from conformance.faults.inject import attribute, edited, exposed, point, watched
+from conformance.faults.inject import (
+    attention,
+    attribute,
+    edited,
+    exposed,
+    forks,
+    point,
+    watched,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -140,6 +148,26 @@ def _next_position(subject: LensModel) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _fork_normed(subject: LensModel) -> Iterator[None]:
+    """The residual stream is not kept for attention: what its heads read is the norm's output."""
+    module = attention(subject, _LAYER)
+
+    def forget(own: Any, _: Any) -> None:
+        own._captured_pre_ln_residual = None
+
+    handle = module.register_forward_pre_hook(forget)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _forks(subject: LensModel) -> bool:
+    own = hasattr(attention(subject, _LAYER), "_captured_pre_ln_residual")
+    return own and forks(subject, _LAYER)
+
+
 def _fault(
     name: str,
     what: str,
@@ -166,5 +194,15 @@ FAULTS: tuple[Fault, ...] = (
     _fault("hook_gradient_doubled", "a gradient shown twofold", lambda s: _adding(s, _doubled)),
     _fault("hook_overwritten", "what was shown is overwritten later", _overwritten),
     _fault("hook_late", "a hook fires late", _late, f"blocks.{_LAYER}.resid_pre"),
+    Fault(
+        "fork_after_norm",
+        "hook",
+        "hook_q_input and its like show the norm's output",
+        _fork_normed,
+        exactly(f"blocks.{_LAYER}.hook_q_input"),
+        _forks,
+        named_by="hooks",
+        needs="hooks",
+    ),
     _fault("hook_cache_next_position", "pos_slice takes the next position", _next_position),
 )

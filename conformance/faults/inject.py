@@ -68,6 +68,27 @@ def point(subject: LensModel, site: str) -> torch.nn.Module:
     return found
 
 
+def forks(subject: LensModel, layer: int) -> bool:
+    """Whether each head can be given a residual stream of its own, before the norm."""
+    seen: list[torch.Tensor] = []
+
+    def look(tensor: torch.Tensor, hook: Any) -> None:
+        seen.append(tensor)
+
+    hooks = [(f"blocks.{layer}.{name}", look) for name in ("hook_resid_pre", "hook_q_input")]
+    tokens = torch.zeros(1, 2, dtype=torch.long)
+    try:
+        subject.model.set_use_split_qkv_input(True)
+    except (AttributeError, ValueError, NotImplementedError, AssertionError):
+        return False
+    try:
+        with subject.session():
+            subject.model.run_with_hooks(tokens, fwd_hooks=hooks)
+    finally:
+        subject.model.set_use_split_qkv_input(False)
+    return len(seen) == len(hooks) and bool((seen[1] == seen[0][:, :, None]).all())
+
+
 def attention(subject: LensModel, layer: int) -> Any:
     """The module that computes attention: the bridge's own, or HookedTransformer's."""
     return subject.model.blocks[layer].attn
@@ -254,11 +275,16 @@ class AttentionMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self.active:
             return func(*args, **kwargs)
-        if func in _PRODUCTS and len(args) >= 2:
-            first, second = args[-2:] if len(args) == 3 else args[:2]
+        named = {"batch1", "batch2"} <= kwargs.keys()  # of baddbmm, as Bloom calls it
+        if func in _PRODUCTS and (named or len(args) >= 2):
+            first, second = (kwargs["batch1"], kwargs["batch2"]) if named else args[-2:]
             if first.ndim >= 3 and second.ndim >= 3:
-                if self._products is not None and len(args) == 2:
-                    args = self._products(self._count, first, second)
+                if self._products is not None:
+                    given = self._products(self._count, first, second)
+                    if named:
+                        kwargs = {**kwargs, "batch1": given[0], "batch2": given[1]}
+                    else:
+                        args = (*args[:-2], *given)
                 self._count += 1
                 result = func(*args, **kwargs)
                 if self.raw is None:

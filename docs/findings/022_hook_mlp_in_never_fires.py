@@ -82,7 +82,6 @@ def main() -> int:
                 num_attention_heads=4,
             )
         ),
-        "bloom": fires(transformers.BloomConfig(**SIZES, hidden_size=32, n_layer=2, n_head=4)),
     }
     for name, what in found.items():
         print(f"{name:9} {what}")
