@@ -63,6 +63,7 @@ def test_a_right_port_keeps_its_promises(bench: Bench) -> None:
         "sixteen, remove_batch_dim",
         "sixteen, pos_slice=8",
         "sixteen, backward hook",
+        "sixteen, run_with_cache(incl_bwd=True)",
         "sixteen twice, use_attn_in",
         "sixteen twice, use_hook_mlp_in",
         "sixteen twice, after a hook raised",

@@ -48,7 +48,7 @@ def caches(
         if not any(point is model.hook_dict[n] for n in chosen):
             yield structure(sites.get(name, name), "cached, though names_filter leaves it out")
     stopped, part = cached(two, stop_at_layer=last)
-    before = [n for n in names if not n.startswith((f"blocks.{last}.", "ln_final"))]
+    before = [n for n in names if not n.startswith((f"blocks.{last}.", "ln_final", "unembed"))]
     yield from _parts(whole, part, before, sites, "stop_at_layer", lambda t, _: t)
     pre = subject.hook_table()["resid_pre"].format(l=last)
     if pre in whole:

@@ -51,6 +51,24 @@ class Fired:
         return [(name, self.look(name)) for name in names]
 
 
+def run(subject: LensModel, prompt: Prompt, hooks: HookList) -> torch.Tensor:
+    """Logits of a forward pass with hooks."""
+    logits: torch.Tensor = subject.model.run_with_hooks(
+        prompt.tokens, fwd_hooks=hooks, **subject.run_options(prompt)
+    )
+    return logits
+
+
+def shaped_as_promised(
+    site: str, found: tuple[int, ...], promised: set[tuple[int, ...]], on: str
+) -> Comparison:
+    """Whether a hook shows one of the shapes that the library promises."""
+    if found not in promised:
+        wanted = " or ".join(map(str, sorted(promised)))
+        return structure(site, f"shows {found}, promised is {wanted}", on)
+    return Comparison("exact", site, on, 0.0, 0.0, True, bound="the promised shape")
+
+
 def raising(
     subject: LensModel, prompt: Prompt, plain: torch.Tensor, sites: Mapping[str, str]
 ) -> Iterator[Comparison]:

@@ -87,6 +87,9 @@ def published(context: Context) -> dict[str, Published]:
             # A norm after its branch may go by the name of one before it.
             name = getattr(getattr(module, hook, None), "name", None) or f"{part}.{hook}"
             found[name] = Published(f"{part}.{hook}", ("batch", "pos", last))
+    for name, last in (("unembed.hook_in", "d_model"), ("unembed.hook_out", "d_vocab")):
+        if name in subject.model.hook_dict:  # the bridge's alone
+            found.setdefault(name, Published(name, ("batch", "pos", last)))
     return found
 
 
@@ -98,7 +101,8 @@ def shape(
     d = context.reference.dims
     sizes = {"batch": batch, "pos": pos, "query": pos, "key": pos, "token": batch * pos, "one": 1}
     sizes |= {"head": d.n_heads, "kv_head": d.n_kv_heads, "d_head": d.d_head}
-    sizes |= {"d_model": d.d_model, "heads": d.n_kv_heads if grouped else d.n_heads}
+    sizes |= {"d_model": d.d_model, "d_vocab": d.d_vocab}
+    sizes |= {"heads": d.n_kv_heads if grouped else d.n_heads}
     assert hook.axes is not None
     if missing := [a for a in hook.axes if a not in sizes]:
         whole = context.reference.truth("sixteen", hook.site).shape

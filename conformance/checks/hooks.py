@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from conformance.checks.base import Check, Context, agree, identical, is_ours, same, structure
 from conformance.checks.hook_caches import caches
-from conformance.checks.hook_runs import Fired, left_behind, raising
+from conformance.checks.hook_runs import Fired, left_behind, raising, run, shaped_as_promised
+from conformance.checks.hook_switches import switches
 from conformance.checks.hook_table import (
-    SWITCHES,
     Published,
     is_site,
     out_of_order,
@@ -21,8 +21,7 @@ from conformance.checks.hook_table import (
 )
 from conformance.checks.state import hooks_of
 from conformance.experiments.rows import prompt_of
-from conformance.records import Comparison
-from conformance.sites import parse
+from conformance.sites import computation_order, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from conformance.checks.hook_runs import HookList
     from conformance.implementations.subjects import LensModel
     from conformance.prompts import Prompt
+    from conformance.records import Comparison
 
 
 #: Hooks of a norm's insides: off the path, until somebody edits what they show.
@@ -61,7 +61,7 @@ class Hooks(Check):
             yield structure(table[name].site, f"the library has no hook {name}")
         plain = None
         with self.port("the forward pass"), subject.session():
-            plain = self._run(subject, two, [])
+            plain = run(subject, two, [])
         if plain is None:
             return
         truth = context.reference.truth("sixteen", "logits")[0, : two.tokens.shape[1]]
@@ -72,12 +72,12 @@ class Hooks(Check):
         installed = hooks_of(subject)
         fired = Fired()
         with self.port("looking at every hook"), subject.session():
-            logits = self._run(subject, two, fired.all(names))
+            logits = run(subject, two, fired.all(names))
             yield identical(plain, logits, site="logits", on="sixteen twice, looking at all hooks")
         yield from _firing(context, two, fired, {n: table[n] for n in names})
         sites = {name: table[name].site for name in names}
         with self.port("hooks that return what they were given"), subject.session():
-            same_again = self._run(subject, two, [(n, _same) for n in names])
+            same_again = run(subject, two, [(n, _same) for n in names])
             yield identical(plain, same_again, site="logits", on="sixteen twice, identity hooks")
         yield from self._copies(context, two, plain, sites)
         with self.port("caches"):
@@ -85,16 +85,10 @@ class Hooks(Check):
         if self._right:
             with self.port("backward hooks"):
                 yield from self._backward(context, prompt, fired, table)
-        yield from self._switches(context, two, plain)
+        yield from switches(self, context, two, plain, right=self._right)
         with self.port("a hook that raises"):
             yield from raising(subject, two, plain, sites)
         yield from left_behind(subject, installed, table)
-
-    def _run(self, subject: LensModel, prompt: Prompt, hooks: HookList) -> torch.Tensor:
-        logits: torch.Tensor = subject.model.run_with_hooks(
-            prompt.tokens, fwd_hooks=hooks, **subject.run_options(prompt)
-        )
-        return logits
 
     def _copies(
         self, context: Context, prompt: Prompt, plain: torch.Tensor, sites: Mapping[str, str]
@@ -112,7 +106,7 @@ class Hooks(Check):
             on = "sixteen twice, hooks returning copies"
             with context.subject.session(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                value = self._run(context.subject, prompt, hooks)
+                value = run(context.subject, prompt, hooks)
             if exact:
                 return identical(plain, value, site=site, on=on)
             return same(plain, value, spread, site=site, on=on)
@@ -158,81 +152,38 @@ class Hooks(Check):
             laid_out: dict[str, torch.Tensor] = {}
             shaped(laid_out.__setitem__, prompt)(site, value)
             yield agree(stored, site, laid_out[site].reshape(-1), site=site, on=on)
+        once = {n: table[n].site for n in names if shown.order.count(n) == 1}
+        yield from self._gradient_cache(subject, prompt, once, shown)
 
-    def _switches(
-        self, context: Context, prompt: Prompt, plain: torch.Tensor
+    def _gradient_cache(
+        self, subject: LensModel, prompt: Prompt, sites: Mapping[str, str], shown: Fired
     ) -> Iterator[Comparison]:
-        """Hooks that fire only when asked for: refused, or there with the promised shape."""
-        subject = context.subject
-        layers = range(subject.dims.n_layers)
-        for switch, hooks in SWITCHES.items():
-            set_to = getattr(subject.model, f"set_{switch}", None)
-            if set_to is None:
-                self.not_applicable(switch, "the library has no such switch")
-                continue
-            try:
-                set_to(True)
-            except (NotImplementedError, ValueError, AssertionError) as refused:
-                self.not_applicable(switch, f"{type(refused).__name__}: {refused}")
-                continue
-            names = {
-                f"blocks.{layer}.{hook}": axes for layer in layers for hook, axes in hooks.items()
-            }
-            try:
-                with self.port(f"{switch}"), subject.session():
-                    yield from self._switched(context, prompt, switch, names, plain)
-            finally:
-                set_to(False)
+        """A cache with gradients holds what the backward hooks saw.
 
-    def _switched(
-        self,
-        context: Context,
-        prompt: Prompt,
-        switch: str,
-        names: Mapping[str, tuple[str, ...]],
-        unswitched: torch.Tensor,
-    ) -> Iterator[Comparison]:
-        subject, fired = context.subject, Fired()
-        spread = context.reference.spread("sixteen", "logits")
-        on = f"sixteen twice, {switch}"
-        known = [n for n in names if n in subject.model.hook_dict]
-        for name in names.keys() - set(known):
-            yield structure(name, f"the library has no hook {name}", on)
-        plain = self._run(subject, prompt, [])
-        looked = self._run(subject, prompt, fired.all(known))
-        yield identical(plain, looked, site="logits", on=on)
-        yield same(unswitched, plain, spread, site="logits", on=on)
-        for name in known:
-            times = fired.order.count(name)
-            if times != 1:
-                yield structure(name, f"fires {times} times", on)
-                continue
-            hook = Published(name, names[name])
-            shapes = {shape(context, prompt, hook, grouped=g) for g in (False, True)}
-            shown = fired.copies[name]
-            compared = _shaped(name, tuple(shown.shape), shapes, on)
-            yield compared
-            if compared.ok and self._right:
-                yield from self._shows(context, name, shown[0])
-
-    def _shows(self, context: Context, name: str, shown: torch.Tensor) -> Iterator[Comparison]:
-        """What attention or the MLP reads: the residual stream before their norm, for each head.
-
-        Args:
-            shown: [pos, d_model] or [pos, head, d_model].
+        Gradients flow backwards: of those that differ, the last site is nearest to the cause.
         """
-        _, layer, hook = name.split(".", 2)
-        if hook == "attn.hook_result":
-            return  # lens judges it
-        reference = context.reference
-        absent = reference.family.absent()
-        kind = "resid_mid" if hook == "hook_mlp_in" and "resid_mid" not in absent else "resid_pre"
-        site = f"blocks.{layer}.{kind}"
-        truth = reference.truth("sixteen", site)[0, : len(shown)]
-        if shown.ndim > truth.ndim:
-            truth = truth[:, None].expand(shown.shape)
-        spread = reference.spread("sixteen", site)
-        yield same(truth, shown, spread, site=name, on="sixteen", note=f"shows another than {kind}")
+        cache: Mapping[str, torch.Tensor] = {}
+        wrong: dict[str, Comparison] = {}
+        with self.port("run_with_cache(incl_bwd=True)"), subject.session(grad=True):
+            cache = subject.model.run_with_cache(
+                prompt.tokens,
+                return_type="loss",
+                incl_bwd=True,
+                names_filter=list(sites),
+                **subject.run_options(prompt),
+            )[1]
+        subject.model.zero_grad(set_to_none=True)
+        for name, site in sites.items() if cache else ():
+            on = "sixteen, run_with_cache(incl_bwd=True)"
+            if f"{name}_grad" not in cache:
+                yield structure(site, f"the cache has no {name}_grad", on)
+                continue
+            found = identical(shown.copies[name], cache[f"{name}_grad"], site=site, on=on)
+            if found.ok:
+                yield found
+            else:
+                wrong[site] = found
+        yield from (wrong[site] for site in computation_order(list(wrong))[-1:])
 
 
 def _same(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
@@ -241,15 +192,6 @@ def _same(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
 
 def _copy(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
     return tensor.clone()
-
-
-def _shaped(
-    site: str, found: tuple[int, ...], promised: set[tuple[int, ...]], on: str
-) -> Comparison:
-    if found not in promised:
-        wanted = " or ".join(map(str, sorted(promised)))
-        return structure(site, f"shows {found}, promised is {wanted}", on)
-    return Comparison("exact", site, on, 0.0, 0.0, True, bound="the promised shape")
 
 
 def _firing(
@@ -264,7 +206,7 @@ def _firing(
             continue
         if hook.axes is not None:
             promised = {shape(context, prompt, hook)}
-            yield _shaped(hook.site, tuple(fired.seen[name].shape), promised, on)
+            yield shaped_as_promised(hook.site, tuple(fired.seen[name].shape), promised, on)
         yield identical(
             fired.copies[name],
             fired.seen[name].detach(),

@@ -149,6 +149,22 @@ def _next_position(subject: LensModel) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _gradient_doubled(subject: LensModel) -> Iterator[None]:
+    """A cache with gradients holds twice what flows back, at one hook."""
+    model: Any = subject.model
+    name, right = subject.expected_hooks()[0][_SITE] + "_grad", model.run_with_cache
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        result, cache = right(*args, **kwargs)
+        if name in cache:
+            cache.cache_dict[name] = 2 * cache.cache_dict[name]
+        return result, cache
+
+    with attribute(model, "run_with_cache", wrong):
+        yield
+
+
+@contextlib.contextmanager
 def _fork_normed(subject: LensModel) -> Iterator[None]:
     """The residual stream is not kept for attention: what its heads read is the norm's output."""
     module = attention(subject, _LAYER)
@@ -205,4 +221,5 @@ FAULTS: tuple[Fault, ...] = (
         needs="hooks",
     ),
     _fault("hook_cache_next_position", "pos_slice takes the next position", _next_position),
+    _fault("hook_cache_gradient_doubled", "incl_bwd keeps twice a gradient", _gradient_doubled),
 )
