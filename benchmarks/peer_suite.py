@@ -150,7 +150,7 @@ def _booting(
     """Give the suite a bridge with the fault in it, when it asks for one with weights."""
     import torch
 
-    from conformance.implementations.subjects import BridgeModel
+    from conformance.implementations.bridge import BridgeModel
 
     bridge_class = module.TransformerBridge
     boot = bridge_class.boot_transformers

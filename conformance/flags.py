@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 #: The library's own flags, in the order in which it applies them.
 STANDARD: tuple[str, ...] = (

@@ -18,7 +18,7 @@ from conformance.spec import ModelSpec, TwinSource
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 torch.set_num_threads(1)
 

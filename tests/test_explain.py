@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.explain.explanations import Explanation
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 PICTURES = {"error-by-layer.png", "differences.png", "heat-map.png"}
 

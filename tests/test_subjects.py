@@ -15,7 +15,8 @@ from conformance.checks.names import CHECKS
 from conformance.engine import run_job
 from conformance.errors import ImplementationError, NotApplicable
 from conformance.implementations import huggingface as hf
-from conformance.implementations.subjects import NOT_EXPOSED, load_subject
+from conformance.implementations.lens_model import NOT_EXPOSED
+from conformance.implementations.subjects import load_subject
 from conformance.jobs import Job
 from conformance.precision import promoted
 from conformance.sites import KINDS

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from conformance.experiments.base import Scope
     from conformance.experiments.store import Stored
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
     from conformance.metrics import Difference
     from conformance.prompts import Prompt
     from conformance.recall import Recall

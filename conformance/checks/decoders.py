@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 
 class Decoder:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.experiments.store import Stored
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
     from conformance.prompts import Prompt
     from conformance.records import Comparison
 

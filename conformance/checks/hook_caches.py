@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.checks.hook_runs import Fired
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
     from conformance.prompts import Prompt
     from conformance.records import Comparison
 

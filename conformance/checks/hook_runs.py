@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.checks.hook_table import Published
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
     from conformance.prompts import Prompt
 
     HookList = list[tuple[str, Callable[..., Any]]]

@@ -22,7 +22,7 @@ from conformance.sites import parse
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
     from conformance.prompts import Prompt
     from conformance.records import Comparison
 

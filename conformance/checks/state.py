@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 #: Module dictionaries of torch that a hook is registered in.
 _HOOK_STORES = (

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.explain.survey import Progress
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
     from conformance.prompts import Prompt
     from conformance.reference import Reference
 

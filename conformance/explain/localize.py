@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from conformance.checks.base import PassMode
     from conformance.families import Family
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
     from conformance.records import Comparison
 
 #: Site kind -> the kinds it is computed from within its component, nearest last.

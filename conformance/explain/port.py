@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from conformance.explain.localize import Finding
     from conformance.explain.reproduce import Runner
     from conformance.explain.survey import Survey
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
     from conformance.reference import Reference
     from conformance.report.pictures import Data
     from conformance.spec import ModelSpec

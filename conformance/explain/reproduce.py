@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from conformance.explain.localize import Finding
     from conformance.explain.survey import Survey
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
     from conformance.prompts import Prompt
     from conformance.spec import ModelSpec
 

@@ -19,7 +19,7 @@ from conformance.verdicts import margin
 if TYPE_CHECKING:
     import torch
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
     from conformance.prompts import Prompt
     from conformance.records import Comparison
     from conformance.reference import Reference

@@ -26,7 +26,7 @@ from conformance.faults.inject import (
 )
 
 if TYPE_CHECKING:
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 _LAYER = 1
 _SCORES = at("attn.scores", "attn.pattern")

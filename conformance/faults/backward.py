@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 _LAYER = 1
 _PRE = f"blocks.{_LAYER}"
@@ -93,7 +93,6 @@ def _fault(
         apply,
         sites,
         applies,
-        named_by="gradients",
         needs="gradients",
     )
 

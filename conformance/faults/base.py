@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 #: Class of bug -> a public thread or change in which a real port had one of it.
 _TL = "https://github.com/TransformerLensOrg/TransformerLens"
@@ -54,11 +54,12 @@ class Fault:
             between them.
         applies: whether this subject has what the fault breaks.
         apply: the change, undone when the context ends.
-        named_by: the check whose first divergence must be the site.
+        named_by: of the checks that read whole forward passes, the one whose first divergence must
+            be the site.
         corrupt: for a fault of weight processing, what it does to a subject that was processed
             rightly, given the weights before; in place. ``apply`` then makes processing wrong.
         needs: the check that makes runs of its own which alone can see it: it is judged by that
-            check, and no other.
+            check and no other, whose first divergence must then be the site.
         anew: whether it is in the subjects that the check loads anew, too.
         may_differ: for equivalents: site kinds, and ``weights``, that legitimately differ.
     """

@@ -23,7 +23,7 @@ def _mixed(t: torch.Tensor) -> torch.Tensor:
 
 def _in_a_batch(fault: Fault) -> Fault:
     """A fault that the check of batches must see too."""
-    return replace(fault, name=f"batch_{fault.name}", named_by="batching", needs="batching")
+    return replace(fault, name=f"batch_{fault.name}", needs="batching")
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -38,7 +38,6 @@ FAULTS: tuple[Fault, ...] = (
         "a millionth of each row gets into the next",
         editing(f"{_PRE}.resid_post", _mixed),
         exactly(f"{_PRE}.resid_post"),
-        named_by="batching",
         needs="batching",
     ),
 )

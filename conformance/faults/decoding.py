@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
     Apply = Callable[[LensModel], AbstractContextManager[object]]
 
@@ -127,7 +127,6 @@ def _fault(
         apply,
         sites,
         applies,
-        named_by="generation",
         needs="generation",
     )
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 
 def _detector(
@@ -42,7 +42,7 @@ def _with_the_first(right: Any, pattern: Any, **more: Any) -> Any:
 
 def _fault(name: str, what: str, apply: Any) -> Fault:
     site = exactly("blocks.0.attn.pattern")
-    return Fault(name, "behaviour", what, apply, site, named_by="heads", needs="heads")
+    return Fault(name, "behaviour", what, apply, site, needs="heads")
 
 
 FAULTS: tuple[Fault, ...] = (

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
     #: What the model goes on with, given the value and what the user's hook made of it.
     Treatment = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -55,7 +55,6 @@ def _fault(name: str, what: str, kind: str, treatment: Treatment, needs: str) ->
         lambda s: treated(s, site, treatment),
         exactly(site),
         _editable(site),
-        named_by=needs,
         needs=needs,
     )
 
@@ -257,7 +256,6 @@ FAULTS: tuple[Fault, ...] = (
         lambda s: treated(s, f"blocks.{_LAYER}.attn.k", _first_head),
         exactly(f"blocks.{_LAYER}.attn.k"),
         _heads,
-        named_by="interventions",
         needs="interventions",
     ),
     Fault(
@@ -270,7 +268,6 @@ FAULTS: tuple[Fault, ...] = (
             s.family.residual_multiplier == 1.0
             and all(_editable(f"blocks.{_LAYER}.{k}")(s) for k in ("resid_pre", "attn_out"))
         ),
-        named_by="interventions",
         needs="interventions",
     ),
     _fault(
@@ -301,7 +298,6 @@ FAULTS: tuple[Fault, ...] = (
         _cache_changed,
         exactly(f"blocks.{_LAYER}.attn.q"),
         _editable(f"blocks.{_LAYER}.attn.q"),
-        named_by="patching",
         needs="patching",
     ),
     Fault(
@@ -311,7 +307,6 @@ FAULTS: tuple[Fault, ...] = (
         lambda _: _sweep_shifted(),
         exactly("blocks.0.resid_pre"),
         _editable("blocks.0.resid_pre"),
-        named_by="patching",
         needs="patching",
     ),
     Fault(
@@ -321,7 +316,6 @@ FAULTS: tuple[Fault, ...] = (
         lambda _: _stack_swapped(),
         exactly("blocks.0.attn.q"),
         _stacks,
-        named_by="patching",
         needs="patching",
     ),
     Fault(
@@ -331,7 +325,6 @@ FAULTS: tuple[Fault, ...] = (
         lambda _: _path_into_other_head(),
         exactly("blocks.1.attn.q"),
         _has_paths,
-        named_by="patching",
         needs="patching",
     ),
 )

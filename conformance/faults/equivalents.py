@@ -35,7 +35,7 @@ from conformance.prompts import Prompt
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 _LAYER = 1
 _PRE = f"blocks.{_LAYER}"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 _LAYER = 1
 _SITE = f"blocks.{_LAYER}.resid_post"
@@ -197,7 +197,6 @@ def _fault(
         apply,
         exactly(site),
         lambda s: exposed(s, site) and site not in s.module_sites(),
-        named_by="hooks",
         needs="hooks",
     )
 
@@ -217,7 +216,6 @@ FAULTS: tuple[Fault, ...] = (
         _fork_normed,
         exactly(f"blocks.{_LAYER}.hook_q_input"),
         _forks,
-        named_by="hooks",
         needs="hooks",
     ),
     _fault("hook_cache_next_position", "pos_slice takes the next position", _next_position),

@@ -20,7 +20,7 @@ from conformance.implementations.base import first_tensor, tensor_input
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 _LAYER = 1
 _OUT = ("attn.out", "attn_out")
@@ -79,7 +79,7 @@ def _has_result(subject: LensModel) -> bool:
 def _fault(
     name: str, what: str, apply: Any, sites: Any, applies: Callable[[LensModel], bool]
 ) -> Fault:
-    return Fault(name, "hook", what, apply, sites, applies, named_by="lens", needs="lens")
+    return Fault(name, "hook", what, apply, sites, applies, needs="lens")
 
 
 def _always(_: LensModel) -> bool:

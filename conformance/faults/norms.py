@@ -19,7 +19,7 @@ from conformance.faults.inject import (
 )
 
 if TYPE_CHECKING:
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 _LAYER = 1
 _PRE = f"blocks.{_LAYER}"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 _LAYER = 1
 _PRE = f"blocks.{_LAYER}"
@@ -84,7 +84,6 @@ def _skipped(flag: str, what: str, sites: Callable[[LensModel], tuple[str, ...]]
         _skipping(flag),
         sites,
         lambda s: _promised(flag)(s) and bool(sites(s)),
-        named_by="processing",
         needs="processing",
         anew=True,
     )
@@ -104,7 +103,6 @@ def _corrupted(
         after_processing(corrupt),
         sites,
         applies,
-        named_by="processing",
         needs="processing",
         anew=True,
     )

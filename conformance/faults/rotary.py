@@ -22,7 +22,7 @@ from conformance.faults.tables import Retable, based, retabled, rotary_changed, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 _LAYER = 1
 _SITES = at("attn.rot_q", "attn.scores", "attn.pattern")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 _LAYER = 1
 _PRE = f"blocks.{_LAYER}"
@@ -99,7 +99,6 @@ def _fault(
         apply,
         exactly(f"{_PRE}.{site}"),
         applies,
-        named_by="determinism",
         needs="determinism",
     )
 

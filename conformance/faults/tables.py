@@ -17,7 +17,7 @@ from conformance.faults.inject import (
 )
 
 if TYPE_CHECKING:
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 #: (positions [..., pos, 1], frequencies [pair]) -> new angles [..., pos, pair].
 Angles = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 
 def _to_tokens(
@@ -134,7 +134,6 @@ def _fault(
         apply,
         exactly(site),
         applies,
-        named_by="tokenizer",
         needs="tokenizer",
     )
 

@@ -14,7 +14,7 @@ from conformance.faults.inject import Change, attribute, edited, exposed, point,
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 _LAYER = 1
 _ATTN = f"blocks.{_LAYER}.attn"
@@ -49,7 +49,7 @@ def _fault(
     name: str, klass: str, what: str, apply: Any, kinds: tuple[str, ...], applies: Any
 ) -> Fault:
     needs = "patterns"
-    return Fault(name, klass, what, apply, at(*kinds), applies, named_by=needs, needs=needs)
+    return Fault(name, klass, what, apply, at(*kinds), applies, needs=needs)
 
 
 def _shows(kind: str) -> Any:

@@ -27,7 +27,7 @@ from conformance.implementations.base import replace_input
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
 
 _LAYER = 1
 _PRE = f"blocks.{_LAYER}"

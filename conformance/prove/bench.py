@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from conformance.checks.base import PassMode
     from conformance.engine import Running
     from conformance.faults import Fault
-    from conformance.implementations.subjects import LensModel
+    from conformance.implementations.lens_model import LensModel
     from conformance.prompts import Prompt
     from conformance.records import Comparison
     from conformance.reference import Reference
@@ -263,7 +263,7 @@ class Bench:
         }
 
     def _named(self, fault: Fault, new: Found) -> str | None:
-        return first_divergence(new.get(fault.named_by, []))
+        return first_divergence(new.get(fault.needs or fault.named_by, []))
 
     def _conclude(
         self,

@@ -1,0 +1,112 @@
+"""TransformerBridge as a subject: HuggingFace's modules, wrapped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from conformance.implementations.base import (
+    BLOCK_COMPONENTS,
+)
+from conformance.implementations.lens_model import HOOKS, LensModel, PortWeight
+from conformance.precision import promoted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+
+    from conformance.weights import Weight
+
+
+class BridgeModel(LensModel):
+    """A TransformerBridge."""
+
+    kind = "TransformerBridge"
+
+    def _norm(self, block: Any, name: str) -> Any | None:
+        """A norm module of a block; 3.x calls post-norm-only blocks' norms ln1 and ln2."""
+        found = getattr(block, name, None)
+        if found is None and name.endswith("_post"):
+            plain = name.removesuffix("_post")
+            if getattr(self.family, plain) is None:
+                found = getattr(block, plain, None)
+        return found
+
+    def _norm_hook(self, name: str) -> str:
+        block = self.model.blocks[0]
+        plain = name.removesuffix("_post")
+        if getattr(block, name, None) is None and self._norm(block, name) is not None:
+            return f"blocks.{{l}}.{plain}.hook_out"
+        return f"blocks.{{l}}.{name}.hook_out"
+
+    def hook_table(self) -> dict[str, str]:
+        router = (self.family.router or "mlp.gate").rsplit(".", 1)[-1]
+        return {
+            **HOOKS,
+            "ln1": "blocks.{l}.ln1.hook_out",
+            "ln2": "blocks.{l}.ln2.hook_out",
+            "attn.q_normed": "blocks.{l}.attn.q_norm.hook_out",
+            "attn.k_normed": "blocks.{l}.attn.k_norm.hook_out",
+            "attn.out": "blocks.{l}.attn.hook_out",
+            "mlp.out": "blocks.{l}.mlp.hook_out",
+            "mlp.router_logits": f"blocks.{{l}}.mlp.{router}.hook_out",
+            "ln_final": "ln_final.hook_out",
+        }
+
+    def layout(self, kind: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        d = self.dims
+        if kind not in ("attn.q_normed", "attn.k_normed"):
+            return None
+        if self.family.qk_norm == "full":
+            count = d.n_heads if kind == "attn.q_normed" else d.n_kv_heads
+            return lambda t: t.unflatten(-1, (count, d.d_head)) if t.ndim == 3 else t
+        # Fires on [batch, head, pos, d_head].
+        return lambda t: t.transpose(1, 2)
+
+    def components(self) -> dict[str, torch.nn.Module]:
+        model, fam = self.model, self.family
+        found = {"ln_final": model.ln_final, "unembed": model.unembed}
+        for layer in range(self.dims.n_layers):
+            block = model.blocks[layer]
+            found[f"blocks.{layer}"] = block
+            for name in BLOCK_COMPONENTS:
+                if getattr(fam, name) is None:
+                    continue
+                module = self._norm(block, name) if name.startswith("ln") else getattr(block, name)
+                if name == "mlp" and fam.mlp == fam.up:
+                    module = getattr(module, "in")  # a symbolic MLP is never called itself
+                if module is not None:
+                    found[f"blocks.{layer}.{name}"] = module
+        return found
+
+    def process_weights(self, flags: Mapping[str, bool] | None = None) -> None:
+        with promoted(self.dtype):
+            self.model.enable_compatibility_mode(disable_warnings=True, **(flags or {}))
+
+    raw_is_separate = True
+
+    def named_weights(self) -> dict[str, torch.Tensor]:
+        with promoted(self.dtype):
+            return {name: t.detach() for name, t in self.model.tl_parameters().items()}
+
+    def raw_parameters(self) -> dict[str, torch.Tensor]:
+        return {
+            name.replace("_original_component.", ""): p.detach()
+            for name, p in self.model.named_parameters()
+        }
+
+    def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:
+        found: dict[str, PortWeight] = {}
+        block = self.model.blocks[0]
+        for name, weight in expected.items():
+            tensor = weight.tensor
+            if name.endswith((".attn.W_K", ".attn.W_V", ".attn.b_K", ".attn.b_V")):
+                # Repeated over their group, as HookedTransformer's users expect of W_K and W_V.
+                tensor = tensor.repeat_interleave(self.dims.group, dim=0)
+            elif name == "pos_embed.W_pos":
+                tensor = tensor[self.family.pos_offset :]
+            part = name.split(".")[2] if name.startswith("blocks.") else ""
+            if part.endswith("_post") and not hasattr(block, part):
+                name = name.replace(part, part.removesuffix("_post"))  # as in _norm
+            found[name] = PortWeight(tensor)
+        return found
