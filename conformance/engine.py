@@ -211,6 +211,8 @@ def run_checks(running: Running, context: Context, progress: Callable[[str], Non
             check.not_applicable(check.name, reason.message)
         except Exception as error:
             running.errors[check.name] = f"{type(error).__name__}: {error}\n{_tail(error, 12)}"
+        if context.scope.large:
+            gc.collect()  # a bridge that a check loaded anew is full of cycles
         running.spend(check, since)
 
 

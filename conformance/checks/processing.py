@@ -9,10 +9,12 @@ flag promises. Promises are those of ``HookedTransformer.from_pretrained``'s doc
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from conformance.bounds import ZERO
 from conformance.checks.base import Check, Context, identical, same, structure, within
 from conformance.compare import measure
 from conformance.flags import FLAGS, OPTIONAL, STANDARD, declined, value_biases
@@ -106,7 +108,7 @@ class Processing(Check):
                 yield from _PROMISES[flag](subject, shown, f"weights, {setting}")
         if context.scope.large:
             del subject, shown
-            gc.collect()  # a bridge is full of cycles: nothing else frees it in time
+            gc.collect()  # a bridge is full of cycles: nothing else frees it before the next
 
     def _holds(self, subject: LensModel, flag: str) -> bool:
         """Whether the library promises to act on a flag; if not, why."""
@@ -170,10 +172,18 @@ class _Sites:
 
 
 def _centred(value: torch.Tensor, site: str, on: str, spread: float = 0.0) -> Comparison:
-    """Whether the mean over the last axis is zero, relative to the row's largest entry."""
-    value = value.detach().to(torch.float64)
+    """Whether the mean over the last axis is zero, relative to the row's largest entry.
+
+    The row where it is farthest from that decides: an embedding is too large for copies of it.
+    """
+    rows = value.detach().to(torch.float64).reshape(-1, value.shape[-1])
+    size = torch.maximum(rows.amax(1), -rows.amin(1))
+    worst = int((rows.mean(1).abs() / size.clamp_min(ZERO)).argmax())  # the first NaN, if any
+    row = rows[worst : worst + 1]
     note = "its mean over the last axis, which must be zero"
-    return same(value - value.mean(-1, keepdim=True), value, spread, site=site, on=on, note=note)
+    found = same(row - row.mean(), row, spread, site=site, on=on, note=note)
+    where = torch.unravel_index(torch.tensor(worst), value.shape[:-1])
+    return replace(found, index=(*map(int, where), *(found.index or (0,))[-1:]))
 
 
 # --- what a flag promises ------------------------------------------------------------------------

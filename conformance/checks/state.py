@@ -117,7 +117,7 @@ def _hash(tensor: torch.Tensor) -> str:
     with torch.no_grad():
         data = tensor.detach().contiguous().reshape(-1)
         if data.numel():
-            digest.update(data.view(torch.uint8).numpy().tobytes())
+            digest.update(data.view(torch.uint8).numpy())  # type: ignore[arg-type] # a buffer, as it is
     return digest.hexdigest()
 
 
