@@ -25,6 +25,7 @@ def caches(
     """A whole cache is what fired; caches in part are parts of it."""
     subject = context.subject
     model, last = subject.model, subject.dims.n_layers - 1
+    points = model.hook_dict  # the bridge makes it anew each time
 
     def cached(prompt: Prompt, **options: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         with subject.session():
@@ -44,8 +45,7 @@ def caches(
     _, part = cached(two, names_filter=chosen)
     yield from _parts(whole, part, chosen, sites, "names_filter", lambda t, _: t)
     for name in part.keys() - set(chosen):
-        point = model.hook_dict.get(name)
-        if not any(point is model.hook_dict[n] for n in chosen):
+        if not any(points.get(name) is points[n] for n in chosen):
             yield structure(sites.get(name, name), "cached, though names_filter leaves it out")
     stopped, part = cached(two, stop_at_layer=last)
     before = [n for n in names if not n.startswith((f"blocks.{last}.", "ln_final", "unembed"))]

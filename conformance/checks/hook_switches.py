@@ -57,7 +57,8 @@ def _switched(
     subject, fired = context.subject, Fired()
     spread = context.reference.spread("sixteen", "logits")
     on = f"sixteen twice, {switch}"
-    known = [n for n in names if n in subject.model.hook_dict]
+    points = subject.model.hook_dict
+    known = [n for n in names if n in points]
     for name in names.keys() - set(known):
         yield structure(name, f"the library has no hook {name}", on)
     plain = run(subject, prompt, [])

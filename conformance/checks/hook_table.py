@@ -70,7 +70,7 @@ class Published:
 def published(context: Context) -> dict[str, Published]:
     """Hook name -> what it promises, for every hook the library has for this architecture."""
     subject, fam = context.subject, context.subject.family
-    by_module = subject.module_sites()
+    by_module, points = subject.module_sites(), subject.model.hook_dict
     found: dict[str, Published] = {}
     for site, name in subject.expected_hooks()[0].items():
         if site not in by_module:
@@ -88,7 +88,7 @@ def published(context: Context) -> dict[str, Published]:
             name = getattr(getattr(module, hook, None), "name", None) or f"{part}.{hook}"
             found[name] = Published(f"{part}.{hook}", ("batch", "pos", last))
     for name, last in (("unembed.hook_in", "d_model"), ("unembed.hook_out", "d_vocab")):
-        if name in subject.model.hook_dict:  # the bridge's alone
+        if name in points:  # the bridge's alone
             found.setdefault(name, Published(name, ("batch", "pos", last)))
     return found
 

@@ -56,7 +56,8 @@ class Hooks(Check):
         two = replace(prompt, tokens=prompt.tokens.repeat(2, 1))
         two.tokens[1] = two.tokens[1].flip(0)
         table = published(context)
-        names = [name for name in table if name in subject.model.hook_dict]
+        points = subject.model.hook_dict
+        names = [name for name in table if name in points]
         for name in table.keys() - set(names):
             yield structure(table[name].site, f"the library has no hook {name}")
         plain = None

@@ -75,6 +75,7 @@ def stacked(
     where, on = due[0].site, f"corrupted ({name})"
     wrong: dict[str, Comparison] = {}
     right: dict[str, Comparison] = {}
+    points = subject.model.hook_dict  # the bridge makes it anew each time
     made = 0
 
     def record(_: torch.Tensor, fwd_hooks: Any, **options: Any) -> torch.Tensor:
@@ -85,8 +86,7 @@ def stacked(
             sweep = SWEEPS[cell.sweep]
             before = other[cell.site]
             expected = patch(sweep.kind, sweep.axes[1:], cell.index[1:], clean[cell.site])(before)
-            point = subject.model.hook_dict[hook_name]
-            found = hook(before.clone()[None], hook=point)[0]
+            found = hook(before.clone()[None], hook=points[hook_name])[0]
             note = f"{cell.sweep}, patch {cell.index}"
             compared = identical(expected, found, site=cell.site, on=on, note=note)
             (right if compared.ok else wrong).setdefault(cell.site, compared)

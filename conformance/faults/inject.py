@@ -62,9 +62,10 @@ def point(subject: LensModel, site: str) -> torch.nn.Module:
     if module is not None:
         return module
     name = subject.expected_hooks()[0].get(site)
-    if name is None or name not in subject.model.hook_dict:
+    known = subject.model.hook_dict
+    if name is None or name not in known:
         raise ImplementationError(f"{subject.name} has no hook for {site}", "ask exposed() first")
-    found: torch.nn.Module = subject.model.hook_dict[name]
+    found: torch.nn.Module = known[name]
     return found
 
 

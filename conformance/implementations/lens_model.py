@@ -206,12 +206,11 @@ class LensModel(ABC):
         """Sites that a hook of the library shows and can change -> the hook's name."""
         sites, _ = self.expected_hooks()
         by_module = self.module_sites()
+        known = self.model.hook_dict  # the bridge makes it anew each time
         return {
             site: name
             for site, name in sites.items()
-            if site not in by_module
-            and name in self.model.hook_dict
-            and parse(site).kind not in UNEDITABLE
+            if site not in by_module and name in known and parse(site).kind not in UNEDITABLE
         }
 
     def _run(
@@ -228,7 +227,7 @@ class LensModel(ABC):
         sites, _ = self.expected_hooks()
         known = self.model.hook_dict
         modules = self.module_sites()
-        if unknown := sorted(set(edits) - set(self.editable())):
+        if edits and (unknown := sorted(set(edits) - set(self.editable()))):
             raise ImplementationError(
                 f"{self.name}: no hook of the library can edit {', '.join(unknown)}",
                 "leave out the sites that LensModel.editable does not list",
