@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from conformance.implementations.lens_model import LensModel
     from conformance.jobs import Emit, Job
+    from conformance.spec import ModelSpec
 
 code_hash()
 code_hashes()
@@ -75,6 +76,19 @@ def quiet_libraries() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def prepared(
+    model: ModelSpec, cache: Path, progress: Callable[[str], None]
+) -> tuple[Checkpoint, Reference]:
+    """A model's checkpoint and reference, made in this process where they are not there yet.
+
+    Raises:
+        ConformanceError: either could not be done.
+    """
+    checkpoint = resolve(model, cache, progress)
+    path = ensure(model, checkpoint, cache, progress)
+    return checkpoint, Reference(path, checkpoint.path, model.architecture)
 
 
 @dataclass

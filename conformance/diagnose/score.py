@@ -181,16 +181,12 @@ class Patient:
         """
         import torch
 
-        from conformance.checkpoints import resolve
-        from conformance.engine import load, quiet_libraries
+        from conformance.engine import load, prepared, quiet_libraries
         from conformance.precision import DTYPES
-        from conformance.reference import Reference, ensure
 
         quiet_libraries()
         torch.set_num_threads(1)
-        checkpoint = resolve(model, cache, progress)
-        path = ensure(model, checkpoint, cache, progress)
-        reference = Reference(path, checkpoint.path, model.architecture)
+        checkpoint, reference = prepared(model, cache, progress)
         job = Job("subject", model, str(cache), subject, loader, ())
         port = load(job, checkpoint, reference, DTYPES["float64"], progress)
         run = watch(reference, port)

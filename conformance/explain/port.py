@@ -511,18 +511,14 @@ def explain(
     """
     import torch
 
-    from conformance.checkpoints import resolve
     from conformance.engine import load as load_subject
-    from conformance.engine import quiet_libraries
-    from conformance.reference import Reference, ensure
+    from conformance.engine import prepared, quiet_libraries
 
     quiet_libraries()
     if model.evidence == "twin":
         torch.set_num_threads(1)
     since = time.perf_counter()
-    checkpoint = resolve(model, cache, progress)
-    path = ensure(model, checkpoint, cache, progress)
-    reference = Reference(path, checkpoint.path, model.architecture)
+    checkpoint, reference = prepared(model, cache, progress)
     job = Job("subject", model, str(cache), subject, loader)
 
     def load(dtype: torch.dtype) -> LensModel:
