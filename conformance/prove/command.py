@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import multiprocessing
@@ -10,7 +11,7 @@ import os
 import time
 import warnings
 from collections import Counter, defaultdict
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from conformance.prove.proof import FILE_NAME, GATES, Proof
 from conformance.records import Footer, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from rich.console import Console
     from rich.table import Table
@@ -153,19 +154,29 @@ def _size(task: Task) -> int:
     return int(next(context, 512)) * int(next(layers, 3))
 
 
-def outcomes(todo: Sequence[Task], workers: int) -> Iterator[Outcome]:
-    """Work through the tasks, in as many processes as ``workers``."""
+def outcomes(
+    todo: Sequence[Task], workers: int, started: Callable[[Task], None] = lambda _: None
+) -> Iterator[Outcome]:
+    """Work through the tasks, in as many processes as ``workers``; say when each begins."""
     if workers <= 1 or len(todo) == 1:
-        yield from map(work, todo)
+        for task in todo:
+            started(task)
+            yield work(task)
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Threads that spin while they wait take the other worker's core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
-        futures = [pool.submit(work, task) for task in todo]
-        for future in as_completed(futures):
-            yield future.result()
+        waiting, running = iter(todo), set[Future[Outcome]]()
+        while True:
+            for task in itertools.islice(waiting, workers - len(running)):
+                started(task)
+                running.add(pool.submit(work, task))
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
 
 
 def run(
@@ -214,7 +225,11 @@ def run(
         console.print(
             f"{ports} ports, {seeds} seed(s), {len(catalogue(faults))} entries of the catalogue"
         )
-        for number, outcome in enumerate(outcomes(todo, workers), 1):
+
+        def started(task: Task) -> None:
+            console.print(f"{task.model.id} {task.subject}: begun", markup=False, soft_wrap=True)
+
+        for number, outcome in enumerate(outcomes(todo, workers, started), 1):
             proofs.extend(outcome.proofs)
             for proof in outcome.proofs:
                 stream.write(proof.to_json() + "\n")
