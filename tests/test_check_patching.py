@@ -11,13 +11,13 @@ import torch
 import twins
 from twins import twin_model
 
+from conformance.checks.stacks import cells
 from conformance.experiments.base import SHORT, Scope
 from conformance.experiments.patching import (
     SAMPLED,
     SAMPLED_LARGE,
     STACKS,
     SWEEPS,
-    WHOLE,
     indices,
     later,
     patch,
@@ -68,21 +68,30 @@ def test_a_patch_changes_what_its_index_says() -> None:
     assert changed.nonzero().tolist() == [[1, 5, 2]]
 
 
-def test_sweeps_are_sampled_over_layers_and_small_ones_made_whole(twin_cache: Path) -> None:
+def test_sweeps_are_sampled_over_layers(twin_cache: Path) -> None:
     dims = twins.huggingface("qwen2", twin_cache).dims
     scope = Scope.of(dims)
     for name, sweep in SWEEPS.items():
-        made, whole = indices(name, dims, scope)
-        assert whole == (name in WHOLE)
-        assert made == sorted(set(made)) == indices(name, dims, scope)[0]
+        made = indices(name, dims, scope)
+        assert made == sorted(set(made)) == indices(name, dims, scope)
         assert {index[0] for index in made} == set(range(dims.n_layers))
         assert all(len(index) == len(sweep.axes) for index in made)
-        assert len(made) == (sum(1 for _ in made) if whole else SAMPLED)
-        some, _ = indices(name, dims, Scope((0, 2), SHORT, large=True))
+        assert len(made) == SAMPLED
+        some = indices(name, dims, Scope((0, 2), SHORT, large=True))
         assert len(some) == SAMPLED_LARGE
-    assert len(indices("get_act_patch_attn_head_k_all_pos", dims, scope)[0]) == (
-        dims.n_layers * dims.n_kv_heads
-    )
+
+
+def test_stacks_have_a_place_for_every_patch(twin_cache: Path) -> None:
+    """Grouped keys and values: fewer patches than places, whose rest stays zero."""
+    subject = twins.huggingface("qwen2", twin_cache)
+    d = subject.dims
+    for name, (axes, sweeps) in STACKS.items():
+        due = cells(name, d, 5)
+        assert len({cell.place for cell in due}) == len(due)
+        assert {cell.place[0] for cell in due} == set(range(len(sweeps)))
+        keys = [cell for cell in due if cell.site == "blocks.1.attn.k"]
+        if "head" in axes:
+            assert {cell.place[-1] for cell in keys} == set(range(d.n_kv_heads))
 
 
 def test_prompts_differ_and_masked_scores_do_not_move(twin_cache: Path) -> None:

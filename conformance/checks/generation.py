@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from conformance.experiments.store import Stored
     from conformance.records import Comparison
 
-#: Tokens sampled, or generated without a cache where an edit is active or the model is large.
+#: Tokens generated without a cache where an edit is active or the model is large.
 FEW = 8
+#: Tokens sampled, three times.
+SAMPLED = 4
 #: Single tokens decoded before the rest is decoded at once.
 SINGLE = 12
 _SEED = 0
@@ -93,7 +95,7 @@ class Generation(Check):
                 yield comparison
         yield from self._batch(context, stored, found, fewer(subject.dims, context.scope))
         yield from self._steered(context, stored, alone)
-        yield from self._sampled(context, alone, min(count, FEW))
+        yield from self._sampled(context, alone, min(count, SAMPLED))
 
     def _generate(
         self,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from conformance.families import Dims
     from conformance.implementations.lens_model import LensModel
     from conformance.prompts import Prompt
     from conformance.records import Comparison
@@ -39,13 +40,13 @@ class Cell:
         return f"blocks.{self.index[0]}.{SWEEPS[self.sweep].kind}"
 
 
-def cells(name: str, subject: LensModel, positions: int) -> list[Cell]:
+def cells(name: str, dims: Dims, positions: int) -> list[Cell]:
     """The patches of a stack in the order in which they are made."""
     axes, sweeps = STACKS[name]
     found = []
     for number, sweep in enumerate(sweeps):
         own = ["pos" if axis == "dest" else axis for axis in SWEEPS[sweep].axes]
-        counts = SWEEPS[sweep].counts(subject.dims, subject.dims.n_layers)
+        counts = SWEEPS[sweep].counts(dims, dims.n_layers)
         far = [positions if axis == "pos" else n for axis, n in zip(own, counts, strict=True)]
         for index in itertools.product(*map(range, far)):
             place = (number, *(index[own.index(axis)] for axis in axes))
@@ -71,7 +72,7 @@ def stacked(
     import torch
     from transformer_lens import patching
 
-    due = cells(name, subject, corrupted.tokens.shape[1])
+    due = cells(name, subject.dims, corrupted.tokens.shape[1])
     where, on = due[0].site, f"corrupted ({name})"
     wrong: dict[str, Comparison] = {}
     right: dict[str, Comparison] = {}

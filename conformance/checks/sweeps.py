@@ -39,7 +39,7 @@ def swept(
     import torch
     from transformer_lens import patching
 
-    made, full = indices(name, subject.dims, scope)
+    made = indices(name, subject.dims, scope)
     seen: list[torch.Tensor] = []
 
     def measure(logits: torch.Tensor) -> torch.Tensor:
@@ -47,12 +47,10 @@ def swept(
         return metric(seen[-1])
 
     sweep = getattr(patching, name)
-    more: dict[str, Any] = {}
-    if not full:
-        counts = SWEEPS[name].counts(subject.dims, subject.dims.n_layers)
-        every = patching.make_df_from_ranges(counts, sweep.keywords["index_axis_names"])
-        table = every.iloc[[_flat(index, counts) for index in made]]
-        more = {"index_axis_names": None, "index_df": table}
+    counts = SWEEPS[name].counts(subject.dims, subject.dims.n_layers)
+    every = patching.make_df_from_ranges(counts, sweep.keywords["index_axis_names"])
+    table = every.iloc[[_flat(index, counts) for index in made]]
+    more = {"index_axis_names": None, "index_df": table}
     site, on = f"blocks.0.{SWEEPS[name].kind}", f"corrupted ({name})"
     result = None
     with subject.session(), check.port(name, site), quiet():
@@ -68,8 +66,6 @@ def swept(
         at = f"blocks.{layer}.{SWEEPS[name].kind}"
         yield same(truth[rows], value[rows], stored.spread(name), site=at, on=on)
     returned = torch.stack([metric(s) for s in seen])
-    if full:
-        returned = returned.reshape([1 + max(column) for column in zip(*made, strict=True)])
     note = "what the sweep returns"
     yield identical(returned, result.to(returned.dtype), site=site, on=on, note=note)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,11 +32,8 @@ if TYPE_CHECKING:
     from conformance.implementations.huggingface import HuggingFaceModel
     from conformance.prompts import Prompt
 
-#: Sweeps of which every patch is made, where a model has no more than so many: the library makes a
-#: forward pass for each. These show how it counts layers, positions and heads that share keys.
-WHOLE = ("get_act_patch_attn_head_out_all_pos", "get_act_patch_attn_head_k_all_pos")
-FULL = 20
-#: How many patches are made of any other, for a twin and for a large model.
+#: How many patches are made of a sweep, for a twin and for a large model: the library makes a
+#: forward pass for each. How it counts layers, positions and heads, its stacks show without any.
 SAMPLED, SAMPLED_LARGE = 3, 2
 
 #: The library's helpers that stack sweeps -> the axes of the stack, and the sweeps in its order.
@@ -111,14 +107,11 @@ def prompts(dims: Dims, scope: Scope) -> tuple[Prompt, Prompt]:
     return clean, replace(clean, name="corrupted", tokens=other)
 
 
-def indices(name: str, dims: Dims, scope: Scope) -> tuple[list[tuple[int, ...]], bool]:
-    """Which patches of a sweep are made; and whether those are all of them."""
+def indices(name: str, dims: Dims, scope: Scope) -> list[tuple[int, ...]]:
+    """Which patches of a sweep are made: every layer once before any twice."""
     import torch
 
     sweep = SWEEPS[name]
-    counts = sweep.counts(dims, dims.n_layers)
-    if name in WHOLE and not scope.large and math.prod(counts) <= FULL:
-        return list(itertools.product(*map(range, counts))), True
     possible = list(
         itertools.product(scope.layers, *map(range, sweep.counts(dims, dims.n_layers)[1:]))
     )
@@ -131,8 +124,8 @@ def indices(name: str, dims: Dims, scope: Scope) -> tuple[list[tuple[int, ...]],
         layer = possible[at][0]
         seen[layer] = seen.get(layer, 0) + 1
         ranked.append((seen[layer], possible[at]))
-    ranked.sort(key=lambda entry: entry[0])  # every layer once before any twice
-    return sorted(index for _, index in ranked[:count]), False
+    ranked.sort(key=lambda entry: entry[0])
+    return sorted(index for _, index in ranked[:count])
 
 
 def patch(kind: str, axes: Sequence[str], index: Sequence[int], clean: torch.Tensor) -> RowEdit:
@@ -272,7 +265,7 @@ class Patching(Experiment):
         swept = {}
         for name, sweep in SWEEPS.items():
             if f"blocks.{scope.layers[0]}.{sweep.kind}" in clean:
-                swept[name] = indices(name, model.dims, scope)[0]
+                swept[name] = indices(name, model.dims, scope)
                 named |= {f"{name}/{i}": row for i, row in self._rows(name, swept[name], clean)}
         names = list(named)
         results = {names[i]: v for i, v in run_rows(model, corrupted, list(named.values()))}

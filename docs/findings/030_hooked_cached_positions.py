@@ -64,7 +64,9 @@ def main() -> int:
     found = {}
     for positions in ("standard", "rotary"):
         found[positions] = apart(model(positions))
-        print(f"{positions:9} logits of the second token, cache against none: {found[positions]:.1e}")
+        print(
+            f"{positions:9} logits of the second token, cache against none: {found[positions]:.1e}"
+        )
     return int(not found["standard"] > 1e-3 > found["rotary"])
 
 
