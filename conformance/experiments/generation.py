@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: Tokens generated, where the context has room for them.
 STEPS = 64
 #: Tokens generated in a batch, or with an edit active; and of a large model.
-FEWER = 32
+FEWER = 64
 FEWEST = 8
 #: The sequence that is generated from alone, and whose cache is kept.
 ALONE = "unequal1"
