@@ -28,7 +28,6 @@ def few() -> Iterator[None]:
     """Fewer tokens than a run generates; models have ids of their own, and so traces."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation, "STEPS", 16)
-        patch.setattr(generation, "FEWER", 10)
         yield
 
 

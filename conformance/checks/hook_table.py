@@ -88,7 +88,7 @@ def published(context: Context) -> dict[str, Published]:
             name = getattr(getattr(module, hook, None), "name", None) or f"{part}.{hook}"
             found[name] = Published(f"{part}.{hook}", ("batch", "pos", last))
     for name, last in (("unembed.hook_in", "d_model"), ("unembed.hook_out", "d_vocab")):
-        if name in points:  # the bridge's alone
+        if name in points:
             found.setdefault(name, Published(name, ("batch", "pos", last)))
     return found
 

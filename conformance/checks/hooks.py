@@ -44,11 +44,6 @@ class Hooks(Check):
     name: ClassVar[str] = "hooks"
     runs: ClassVar[bool] = True
 
-    def __init__(self) -> None:
-        super().__init__()
-        #: Whether the logits are right: the values of another function tell nothing of its hooks.
-        self._right = True
-
     def exact(self, context: Context) -> Iterable[Comparison]:
         subject = context.subject
         self.metrics.update(context.scope.said())
@@ -69,7 +64,6 @@ class Hooks(Check):
         spread = context.reference.spread("sixteen", "logits")
         right = same(truth, plain[0], spread, site="logits", on="sixteen")
         yield right
-        self._right = right.ok
         installed = hooks_of(subject)
         fired = Fired()
         with self.port("looking at every hook"), subject.session():
@@ -83,10 +77,10 @@ class Hooks(Check):
         yield from self._copies(context, two, plain, sites)
         with self.port("caches"):
             yield from caches(context, two, prompt, fired, {n: table[n].site for n in fired.seen})
-        if self._right:
+        if right.ok:  # the values of another function tell nothing of its hooks
             with self.port("backward hooks"):
                 yield from self._backward(context, prompt, fired, table)
-        yield from switches(self, context, two, plain, right=self._right)
+        yield from switches(self, context, two, plain, right=right.ok)
         with self.port("a hook that raises"):
             yield from raising(subject, two, plain, sites)
         yield from left_behind(subject, installed, table)

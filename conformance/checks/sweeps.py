@@ -11,7 +11,7 @@ from conformance.experiments.patching import SWEEPS, indices, later, metric
 from conformance.experiments.rows import project
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -60,11 +60,7 @@ def swept(
     if len(seen) != len(made):
         yield structure(site, f"{name} made {len(seen)} patches, not {len(made)}", on)
         return
-    truth, value = stored[name], torch.stack([s[-1] for s in seen])
-    for layer in sorted({index[0] for index in made}):
-        rows = [i for i, index in enumerate(made) if index[0] == layer]
-        at = f"blocks.{layer}.{SWEEPS[name].kind}"
-        yield same(truth[rows], value[rows], stored.spread(name), site=at, on=on)
+    yield from _by_layer(stored, name, seen, [index[0] for index in made], SWEEPS[name].kind, on)
     returned = torch.stack([metric(s) for s in seen])
     note = "what the sweep returns"
     yield identical(returned, result.to(returned.dtype), site=site, on=on, note=note)
@@ -114,15 +110,33 @@ def along_paths(
     if len(seen) != len(due):
         yield structure(first, f"{name} made {len(seen)} patches, not {len(due)}", on)
         return
-    truth, value = stored[f"path/{kind}"], torch.stack([s[-1] for s in seen])
-    for number in sorted({n for n, _ in due}):
-        rows = [i for i, (n, _) in enumerate(due) if n == number]
-        at, spread = f"blocks.{number}.attn.{kind}", stored.spread(f"path/{kind}")
-        yield same(truth[rows], value[rows], spread, site=at, on=on)
+    yield from _by_layer(stored, f"path/{kind}", seen, [n for n, _ in due], f"attn.{kind}", on)
     places = torch.zeros(subject.dims.n_layers, subject.dims.n_heads, dtype=result.dtype)
     for place, projected in zip(due, seen, strict=True):
         places[place] = metric(projected)
     yield identical(places, result, site=first, on=on, note="what it returns")
+
+
+def _by_layer(
+    stored: Stored,
+    key: str,
+    seen: Sequence[torch.Tensor],
+    layers: Sequence[int],
+    kind: str,
+    on: str,
+) -> Iterator[Comparison]:
+    """What patches did to the last position, against the reference, a comparison for each layer.
+
+    Args:
+        seen: projected logits [pos, 16] of each patch.
+        layers: the layer of each.
+    """
+    import torch
+
+    truth, value, spread = stored[key], torch.stack([s[-1] for s in seen]), stored.spread(key)
+    for layer in sorted(set(layers)):
+        rows = [i for i, own in enumerate(layers) if own == layer]
+        yield same(truth[rows], value[rows], spread, site=f"blocks.{layer}.{kind}", on=on)
 
 
 def _flat(index: tuple[int, ...], counts: list[int]) -> int:

@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 
 #: Tokens generated, where the context has room for them.
 STEPS = 64
-#: Tokens generated in a batch, or with an edit active; and of a large model.
-FEWER = 64
-FEWEST = 8
+#: Tokens generated of a large model in a batch, or with an edit active.
+FEWER = 8
 #: The sequence that is generated from alone, and whose cache is kept.
 ALONE = "unequal1"
 STEERED = "steered"
@@ -47,7 +46,7 @@ def steps(dims: Dims, scope: Scope) -> int:
 
 def fewer(dims: Dims, scope: Scope) -> int:
     """How many tokens are generated in a batch, or with an edit active."""
-    return min(steps(dims, scope), FEWEST if scope.large else FEWER)
+    return min(steps(dims, scope), FEWER) if scope.large else steps(dims, scope)
 
 
 def prompts(dims: Dims, scope: Scope) -> dict[str, torch.Tensor]:
