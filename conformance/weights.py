@@ -118,10 +118,11 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         _as_they_are(out, name, layer, parameters, fam)
         if fam.experts:
             _experts(out, name, layer, parameters, fam, d)
-            if fam.shared and fam.shared_gate:
+            if fam.shared:
                 shared = fam.at(fam.shared, layer)
                 for part, w in (("gate", "W_gate"), ("up", "W_in"), ("down", "W_out")):
                     dense(f"{name}.mlp.shared", f"{shared}.{part}_proj", w, f"b{w[1:]}")
+            if fam.shared_gate:
                 dense(f"{name}.mlp", fam.at(fam.shared_gate, layer), "W_shared", "b_shared")
         elif fam.gate_up:
             key, weight = linear(fam.at(fam.gate_up, layer))
@@ -234,6 +235,9 @@ def _experts(
         if fam.expert_layout == "gate_up_out_in":
             gate, up = parameters[both][e].T.chunk(2, dim=-1)
             w_out = parameters[down][e].T
+        elif fam.expert_layout == "gate_up_in_out":
+            gate, up = parameters[both][e].chunk(2, dim=-1)
+            w_out = parameters[down][e]
         else:
             fused = parameters[both][e]
             gate, up, w_out = fused[:, ::2], fused[:, 1::2], parameters[down][e]

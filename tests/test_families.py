@@ -7,11 +7,12 @@ computes, and the twins must be such that a wrong weight would show.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from fakes import ROOT
+from mixtures import mixture
 from twins import described, huggingface, ran, run
 
 from conformance.checkpoints.twin_catalogue import TWINS, WINDOW
@@ -23,6 +24,8 @@ from conformance.weights import canonical
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from conformance.families import Dims, Family
 
 LAYER = 1
 every_twin = pytest.mark.parametrize("twin", TWINS)
@@ -62,7 +65,7 @@ def test_an_unknown_architecture_is_refused_with_advice() -> None:
 # --- Paths and sites ----------------------------------------------------------------------------
 
 _IN_BLOCK = (
-    *("attn", "o", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
+    *("attn", "o", "mixer", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
     *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
     *("shared", "shared_gate"),
 )
@@ -75,7 +78,10 @@ def test_every_path_exists(twin: str, twin_cache: Path) -> None:
     model = huggingface(twin, twin_cache)
     fam, modules = model.family, dict(model.model.named_modules())
     texts = {
-        f.name for f in dataclasses.fields(fam) if isinstance(getattr(fam, f.name), str)
+        f.name
+        for own in fam.every
+        for f in dataclasses.fields(own)
+        if isinstance(getattr(own, f.name), str)
     } - _NO_PATHS
     assert texts <= {*_IN_BLOCK, *_GLOBAL}, "a field of Family that this test does not know"
     for name in _GLOBAL:
@@ -83,11 +89,12 @@ def test_every_path_exists(twin: str, twin_cache: Path) -> None:
         assert path is None or path in modules, name
     for layer in range(model.dims.n_layers):
         assert fam.at("", layer) in modules
+        own = fam.of(layer)
         for name in _IN_BLOCK:
-            path = getattr(fam, name)
-            assert path is None or fam.at(path, layer) in modules, name
-        if fam.sinks:
-            assert f"{fam.at(fam.attn, layer)}.{fam.sinks}" in model.parameters()
+            path = getattr(own, name)
+            assert path is None or own.at(path, layer) in modules, name
+        if own.sinks:
+            assert f"{own.at(own.attn, layer)}.{own.sinks}" in model.parameters()
     assert fam.at("", model.dims.n_layers) not in modules, "more layers than dims say"
 
 
@@ -99,9 +106,10 @@ def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache
     absent = fam.absent()
     assert all(absent.values())
     due = {k.name for k in GLOBAL_KINDS if k.name not in {*absent, "logits"}}
-    for kind in BLOCK_KINDS:
-        if kind.name not in absent:
-            due |= {f"blocks.{layer}.{kind.name}" for layer in range(d.n_layers)}
+    for layer in range(d.n_layers):
+        lacks = fam.absent(layer)
+        assert all(lacks.values())
+        due |= {f"blocks.{layer}.{kind.name}" for kind in BLOCK_KINDS if kind.name not in lacks}
     assert set(found.sites) == due
     assert {name for name, values in found.sites.items() if len(values) != 1} == set()
     batch, pos = found.prompt.tokens.shape
@@ -117,8 +125,10 @@ def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache
         wrong = {a: n for a, n in zip(axes, shape, strict=True) if sizes.get(a, n) != n}
         assert not wrong, (name, wrong)
     assert found.logits.shape == (batch, pos, d.d_vocab)
-    mlp = {tuple(v[0].shape) for n, v in found.sites.items() if ".mlp.p" in n}
-    assert len(mlp) <= 1, "pre, pre_linear and post of one width"
+    for layer in range(d.n_layers):
+        at = f"blocks.{layer}.mlp.p"
+        widths = {tuple(v[0].shape) for n, v in found.sites.items() if n.startswith(at)}
+        assert len(widths) <= 1, "pre, pre_linear and post of one width"
 
 
 # --- The rearrangement is a bijection -----------------------------------------------------------
@@ -146,84 +156,71 @@ def test_every_element_of_every_parameter_is_used_exactly_once(twin: str, twin_c
 # --- The canonical weights are the model --------------------------------------------------------
 
 
+def layers_with(part: str, fam: Family, d: Dims) -> list[int]:
+    """The layers that have an ``attn``, an ``mlp``, ..."""
+    return [layer for layer in range(d.n_layers) if getattr(fam.of(layer), part) is not None]
+
+
 @every_twin
 def test_the_weights_reproduce_attention(twin: str, twin_cache: Path, weights: Weights) -> None:
     fam, d = described(twin, twin_cache)
     found = ran(twin, twin_cache)
-    at = f"blocks.{LAYER}."
-    x = found[at + ("ln1" if fam.ln1 else "resid_pre")]
-    for letter in "QKV":
-        value = torch.einsum("bpm,hmd->bphd", x, weights[f"{at}attn.W_{letter}"])
-        value = value + weights.get(f"{at}attn.b_{letter}", 0)
-        same(value, found[f"{at}attn.{letter.lower()}"])
-    # Which key/value head belongs to which query head, seen where they meet.
-    v = found[at + "attn.v"]
-    if clip := getattr(huggingface(twin, twin_cache).model.config, "clip_qkv", None):
-        v = v.clamp(-clip, clip)
-    v = v.repeat_interleave(d.group, dim=2)
-    z = found[at + "attn.z"]
-    same(torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v), z)
-    out = torch.einsum("bphd,hdm->bpm", z, weights[at + "attn.W_O"])
-    out = (out + weights.get(at + "attn.b_O", 0)) * fam.residual_multiplier
-    same(out, found[at + ("attn.out" if fam.ln1_post else "attn_out")])
+    for layer in layers_with("attn", fam, d):
+        own, at = fam.of(layer), f"blocks.{layer}."
+        if own.q or own.qkv:
+            x = found[at + ("ln1" if own.ln1 else "resid_pre")]
+            for letter in "QKV":
+                value = torch.einsum("bpm,hmd->bphd", x, weights[f"{at}attn.W_{letter}"])
+                value = value + weights.get(f"{at}attn.b_{letter}", 0)
+                same(value, found[f"{at}attn.{letter.lower()}"])
+            # Which key/value head belongs to which query head, seen where they meet.
+            v = found[at + "attn.v"]
+            if clip := getattr(huggingface(twin, twin_cache).model.config, "clip_qkv", None):
+                v = v.clamp(-clip, clip)
+            v = v.repeat_interleave(d.group, dim=2)
+            mixed = torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v)
+            same(mixed, found[at + "attn.z"])
+        out = torch.einsum("bphd,hdm->bpm", found[at + "attn.z"], weights[at + "attn.W_O"])
+        out = (out + weights.get(at + "attn.b_O", 0)) * fam.residual_multiplier
+        same(out, found[at + ("attn.out" if own.ln1_post else "attn_out")])
 
 
 @every_twin
 def test_scores_give_the_pattern(twin: str, twin_cache: Path, weights: Weights) -> None:
     found = ran(twin, twin_cache)
-    scores = found[f"blocks.{LAYER}.attn.scores"]
-    sinks = weights.get(f"blocks.{LAYER}.attn.sinks")
-    if sinks is not None:
-        column = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
-        pattern = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
-    else:
-        pattern = scores.softmax(-1)
-    same(pattern, found[f"blocks.{LAYER}.attn.pattern"])
+    for layer in layers_with("attn", *described(twin, twin_cache)):
+        scores = found[f"blocks.{layer}.attn.scores"]
+        sinks = weights.get(f"blocks.{layer}.attn.sinks")
+        if sinks is not None:
+            column = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
+            pattern = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
+        else:
+            pattern = scores.softmax(-1)
+        same(pattern, found[f"blocks.{layer}.attn.pattern"])
 
 
 @every_twin
 def test_the_weights_reproduce_the_mlp(twin: str, twin_cache: Path, weights: Weights) -> None:
-    fam, _d = described(twin, twin_cache)
+    fam, d = described(twin, twin_cache)
     found = ran(twin, twin_cache)
-    at = f"blocks.{LAYER}."
-    x = found[at + ("ln2" if fam.ln2 else "ln1" if fam.mlp_reads_ln1 else "resid_mid")]
-    w = {k.removeprefix(at + "mlp."): v for k, v in weights.items() if k.startswith(at + "mlp.")}
-    if fam.moe:
-        logits = x.flatten(0, 1) @ w["W_router"] + w.get("b_router", 0)
-        same(logits, found[at + "mlp.router_logits"])
-        out = _mixture(x.flatten(0, 1), logits, w, huggingface(twin, twin_cache).model.config)
-        out = out.reshape(x.shape)
-    else:
-        pre, linear = ("W_gate", "W_in") if fam.gated else ("W_in", None)
-        same(x @ w[pre] + w.get(pre.replace("W", "b"), 0), found[at + "mlp.pre"])
-        if linear:
-            same(x @ w[linear] + w.get("b_in", 0), found[at + "mlp.pre_linear"])
-        out = found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)
-    same(out * fam.residual_multiplier, found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
-
-
-def _mixture(x: torch.Tensor, logits: torch.Tensor, w: Weights, config: Any) -> torch.Tensor:
-    """Top-k experts, the plain way: one token and one expert at a time."""
-    out = torch.zeros_like(x)
-    top = logits.topk(config.num_experts_per_tok)
-    renormalised = getattr(config, "norm_topk_prob", True)
-    for token, (values, experts) in enumerate(zip(top.values, top.indices, strict=True)):
-        # The softmax over all experts, renormalised over the chosen, is that over the chosen.
-        shares = values.softmax(-1) if renormalised else logits[token].softmax(-1)[experts]
-        for share, expert in zip(shares, experts.tolist(), strict=True):
-            own = {n.split(".")[-1]: t for n, t in w.items() if n.startswith(f"experts.{expert}.")}
-            gate = x[token] @ own["W_gate"] + own.get("b_gate", 0)
-            up = x[token] @ own["W_in"] + own.get("b_in", 0)
-            if config.model_type == "gpt_oss":
-                gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
-                hidden = gate * torch.sigmoid(1.702 * gate) * (up + 1)
-            else:
-                hidden = torch.nn.functional.silu(gate) * up
-            out[token] += share * (hidden @ own["W_out"] + own.get("b_out", 0))
-    if "W_shared" in w:
-        hidden = torch.nn.functional.silu(x @ w["shared.W_gate"]) * (x @ w["shared.W_in"])
-        out += torch.sigmoid(x @ w["W_shared"]) * (hidden @ w["shared.W_out"])
-    return out
+    for layer in layers_with("mlp", fam, d):
+        own, at = fam.of(layer), f"blocks.{layer}."
+        x = found[at + ("ln2" if own.ln2 else "ln1" if own.mlp_reads_ln1 else "resid_mid")]
+        start = at + "mlp."
+        w = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+        if own.moe:
+            flat = x.flatten(0, 1)
+            logits = flat @ w["W_router"] + w.get("b_router", 0)
+            same(logits, found[at + "mlp.router_logits"])
+            config = huggingface(twin, twin_cache).model.config
+            out = mixture(flat, logits, w, config).reshape(x.shape)
+        else:
+            pre, linear = ("W_gate", "W_in") if own.gated else ("W_in", None)
+            same(x @ w[pre] + w.get(pre.replace("W", "b"), 0), found[at + "mlp.pre"])
+            if linear:
+                same(x @ w[linear] + w.get("b_in", 0), found[at + "mlp.pre_linear"])
+            out = found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)
+        same(out * own.residual_multiplier, found[at + ("mlp.out" if own.ln2_post else "mlp_out")])
 
 
 @every_twin
@@ -286,9 +283,12 @@ def test_no_parameter_is_neutral(twin: str, twin_cache: Path) -> None:
 def test_every_layer_s_attention_and_mlp_move_the_logits(twin: str, twin_cache: Path) -> None:
     model = huggingface(twin, twin_cache)
     fam, truth = model.family, ran(twin, twin_cache).logits
-    down = f"{fam.experts}.down_proj" if fam.moe else f"{fam.down}.weight"
     for layer in range(model.dims.n_layers):
-        for path in (f"{fam.o}.weight", down):
+        own = fam.of(layer)
+        down = f"{own.experts}.down_proj" if own.moe else f"{own.down}.weight"
+        for path in (f"{own.o}.weight" if own.attn else None, down if own.mlp else None):
+            if path is None:
+                continue
             parameter = model.model.get_parameter(fam.at(path, layer))
             kept = parameter.detach().clone()
             with torch.no_grad():
@@ -301,9 +301,8 @@ def test_every_layer_s_attention_and_mlp_move_the_logits(twin: str, twin_cache: 
 
 @every_twin
 def test_attention_is_not_uniform(twin: str, twin_cache: Path) -> None:
-    _, d = described(twin, twin_cache)
     found = ran(twin, twin_cache)
-    for layer in range(d.n_layers):
+    for layer in layers_with("attn", *described(twin, twin_cache)):
         pattern = found[f"blocks.{layer}.attn.pattern"]
         visible = (pattern > 0).sum(-1)
         assert int(visible[..., -1].max()) > WINDOW / 2
@@ -314,11 +313,12 @@ def test_attention_is_not_uniform(twin: str, twin_cache: Path) -> None:
 @every_twin
 def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
     """Attention reaches exactly as far as ``dims`` promises, on a prompt past the window."""
-    _, d = described(twin, twin_cache)
+    fam, d = described(twin, twin_cache)
     found = ran(twin, twin_cache, "long")
     length = found.prompt.tokens.shape[1]
     distance = torch.arange(length)[:, None] - torch.arange(length)[None]
-    for layer, window in enumerate(d.windows):
+    for layer in layers_with("attn", fam, d):
+        window = d.windows[layer]
         seen = (found[f"blocks.{layer}.attn.pattern"] != 0).any(0).any(0)
         reach = length if window is None else window
         allowed = (distance >= 0) & (distance < reach)

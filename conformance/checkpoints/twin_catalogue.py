@@ -50,6 +50,7 @@ _MHA = {**_IDS, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads"
 _MHA_CTX = {**_MHA, "max_position_embeddings": N_CTX}
 _GPT = {**_IDS, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": N_CTX}
 _EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 2}
+_SIX_HEADS = {"num_attention_heads": 6, "num_key_value_heads": 6}
 _FALCON = {
     **_IDS,
     "hidden_size": 48,
@@ -343,5 +344,45 @@ TWINS: Mapping[str, Twin] = {
         "JambaForCausalLM",
         "jamba",
         {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+    ),
+    # --- mixtures of experts
+    "olmoe": Twin("OlmoeForCausalLM", "olmoe", {**_SIX_HEADS, "intermediate_size": 28}),
+    "flex-olmo": Twin("FlexOlmoForCausalLM", "flex_olmo", {**_SIX_HEADS, "intermediate_size": 28}),
+    "granite-moe": Twin(
+        "GraniteMoeForCausalLM",
+        "granitemoe",
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "intermediate_size": 28,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.21,
+            "logits_scaling": 6.0,
+        },
+    ),
+    "ernie-4.5-moe": Twin(
+        "Ernie4_5_MoeForCausalLM",
+        "ernie4_5_moe",
+        {},
+        # Softmax scores of five experts are near 0.2: a larger bias would choose always the same.
+        {"e_score_correction_bias": 0.15},
+    ),
+    # As GLM-4.5: norms of queries and keys, half of each head rotated, biases, scaled experts.
+    "glm4-moe": Twin(
+        "Glm4MoeForCausalLM",
+        "glm4_moe",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 12,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "routed_scaling_factor": 2.5,
+            "n_routed_experts": 6,
+            "num_nextn_predict_layers": 0,
+        },
+    ),
+    "minimax-m2": Twin(
+        "MiniMaxM2ForCausalLM", "minimax_m2", {"rotary_dim": 6, "intermediate_size": 28}
     ),
 }

@@ -38,7 +38,7 @@ class Weights(Check):
         yield from _unclaimed(context, expected)
         port = subject.convention(expected)
         named = subject.named_weights()
-        raw = subject.raw_parameters()
+        raw = {**subject.raw_parameters(), **subject.raw_buffers()}
         held: set[str] = set()
         filled: list[str] = []
         for name, tensor in named.items():

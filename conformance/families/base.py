@@ -40,8 +40,9 @@ class Family:
         mlp_contribution: module whose output is added to the residual stream, if it is not
             ``mlp`` itself (blocks whose MLP module also adds the residual).
         router, experts: mixture of experts; ``expert_layout`` says how experts are stored.
+        router_output: which of the router's outputs are its logits.
         shared, shared_gate: the expert that every token uses (laid out as a gated MLP), and the
-            projection whose sigmoid weights it.
+            projection whose sigmoid weights it (None: it is added as it is).
         parallel: attention and MLP read the same residual stream: there is no ``resid_mid``.
         mlp_reads_ln1: the MLP of a parallel block reads ln1's output.
         rotary: positions enter by rotating q and k.
@@ -88,7 +89,8 @@ class Family:
     mlp_contribution: str | None = None
     router: str | None = None
     experts: str | None = None
-    expert_layout: Literal["gate_up_out_in", "interleaved_in_out"] | None = None
+    expert_layout: Literal["gate_up_out_in", "gate_up_in_out", "interleaved_in_out"] | None = None
+    router_output: int = 0
     shared: str | None = None
     shared_gate: str | None = None
     parallel: bool = False

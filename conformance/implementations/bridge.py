@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from conformance.implementations.base import (
-    BLOCK_COMPONENTS,
-)
+from conformance.implementations.base import BLOCK_COMPONENTS, stored_buffers
 from conformance.implementations.lens_model import HOOKS, LensModel, PortWeight
 from conformance.precision import promoted
 
@@ -114,6 +112,12 @@ class BridgeModel(LensModel):
         return {
             name.replace("_original_component.", ""): p.detach()
             for name, p in self.model.named_parameters()
+        }
+
+    def raw_buffers(self) -> dict[str, torch.Tensor]:
+        return {
+            name.replace("_original_component.", ""): buffer
+            for name, buffer in stored_buffers(self.model).items()
         }
 
     def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:

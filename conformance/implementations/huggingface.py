@@ -26,6 +26,7 @@ from conformance.implementations.base import (
     hooked_inputs,
     replace_input,
     shaped,
+    stored_buffers,
 )
 from conformance.precision import promoted
 from conformance.weights import split_fused
@@ -174,8 +175,10 @@ class HuggingFaceModel:
         self._takes_position_ids = "position_ids" in parameters
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """Every parameter by its HuggingFace name; tied ones once, under their first name."""
-        return {name: p.detach() for name, p in self.model.named_parameters()}
+        """All that a checkpoint holds, by HuggingFace's names: parameters (tied ones once, under
+        their first name) and buffers that are stored with them (a router's correction bias)."""
+        found = {name: p.detach() for name, p in self.model.named_parameters()}
+        return {**found, **stored_buffers(self.model)}
 
     def tied_unembed(self) -> bool:
         """Whether the unembedding is the embedding."""
@@ -245,10 +248,10 @@ class HuggingFaceModel:
         tap = _AttentionTap(fam, d, emit, edits)
         with contextlib.ExitStack() as stack:
 
-            def after(path: str, use: Callable[[torch.Tensor], None]) -> None:
+            def after(path: str, use: Callable[[torch.Tensor], None], index: int = 0) -> None:
                 def hook(_: Any, __: Any, output: Any) -> Any:
-                    shown = first_tensor(output)
-                    if not edits:
+                    shown = output[index] if index else first_tensor(output)
+                    if not edits or index:
                         return use(shown)
                     use(shown := shown.clone())
                     return shown if isinstance(output, torch.Tensor) else (shown, *output[1:])
@@ -285,7 +288,7 @@ class HuggingFaceModel:
         layer: int,
         tap: _AttentionTap,
         before: Callable[..., None],
-        after: Callable[[str, Callable[[torch.Tensor], None]], None],
+        after: Callable[..., None],
         emit: OnSite,
     ) -> None:
         fam = self.family.of(layer)
@@ -323,7 +326,7 @@ class HuggingFaceModel:
         layer: int,
         tap: _AttentionTap,
         before: Callable[..., None],
-        after: Callable[[str, Callable[[torch.Tensor], None]], None],
+        after: Callable[..., None],
         emit: OnSite,
         to: Callable[[str], Callable[[torch.Tensor], None]],
     ) -> None:
@@ -353,7 +356,7 @@ class HuggingFaceModel:
     def _tap_projections(
         self,
         layer: int,
-        after: Callable[[str, Callable[[torch.Tensor], None]], None],
+        after: Callable[..., None],
         heads: Callable[[str, int | None], Callable[[torch.Tensor], None]],
         emit: OnSite,
     ) -> None:
@@ -389,7 +392,7 @@ class HuggingFaceModel:
         self,
         layer: int,
         before: Callable[..., None],
-        after: Callable[[str, Callable[[torch.Tensor], None]], None],
+        after: Callable[..., None],
         to: Callable[[str], Callable[[torch.Tensor], None]],
     ) -> None:
         fam = self.family.of(layer)
@@ -405,7 +408,7 @@ class HuggingFaceModel:
         else:
             after(out, to("mlp_out"))
         if fam.router:
-            after(at(fam.router), to("mlp.router_logits"))
+            after(at(fam.router), to("mlp.router_logits"), fam.router_output)
             return
         if fam.gate_up:
 

@@ -133,6 +133,10 @@ class LensModel(ABC):
     def raw_parameters(self) -> dict[str, torch.Tensor]:
         """Every parameter that the forward pass can use, by the port's own names."""
 
+    def raw_buffers(self) -> dict[str, torch.Tensor]:
+        """Buffers that a checkpoint holds, by the port's own names, where it has any."""
+        return {}
+
     @abstractmethod
     def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:
         """The canonical weights as this generation names and stores them."""
