@@ -9,7 +9,7 @@ import torch
 Weights = dict[str, torch.Tensor]
 
 #: Config classes whose routers score each expert by itself.
-_SIGMOID = ("glm4_moe", "minimax_m2")
+_SIGMOID = ("glm4_moe", "glm4_moe_lite", "minimax_m2", "deepseek_v3", "afmoe", "laguna")
 #: Config classes whose routers never renormalise, whatever the config says.
 _NEVER_NORMALISED = ("deepseek_v2", "jamba")
 #: Where the bias is stored that is added to scores only to choose.
@@ -45,7 +45,8 @@ def chosen(logits: torch.Tensor, w: Weights, config: Any) -> dict[int, torch.Ten
     shares = scores[experts]
     if getattr(config, "norm_topk_prob", True) and kind not in _NEVER_NORMALISED:
         shares = shares / shares.sum()
-    shares = shares * getattr(config, "routed_scaling_factor", 1.0)
+    factors = ("routed_scaling_factor", "moe_routed_scaling_factor", "route_scale")
+    shares = shares * next((f for n in factors if (f := getattr(config, n, None)) is not None), 1.0)
     return dict(zip(experts.tolist(), shares, strict=True))
 
 

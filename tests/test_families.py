@@ -67,10 +67,18 @@ def test_an_unknown_architecture_is_refused_with_advice() -> None:
 _IN_BLOCK = (
     *("attn", "o", "mixer", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
     *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
-    *("shared", "shared_gate"),
+    *("shared", "shared_gate", "kv_latent", "attn_gate"),
 )
 _GLOBAL = ("embed", "ln_final", "unembed", "pos_embed", "embed_ln")
-_NO_PATHS = {"architecture", "block", "sinks", "qkv_layout", "qk_norm", "expert_layout"}
+_NO_PATHS = {
+    "architecture",
+    "block",
+    "sinks",
+    "qkv_layout",
+    "qk_norm",
+    "expert_layout",
+    "attn_gate_by",
+}
 
 
 @every_twin
@@ -116,7 +124,7 @@ def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache
     sizes = {
         **{"batch": batch, "pos": pos, "query": pos, "key": pos, "token": batch * pos},
         **{"head": d.n_heads, "kv_head": d.n_kv_heads, "d_head": d.d_head, "d_model": d.d_model},
-        **{"expert": d.n_experts, "d_vocab": d.d_vocab},
+        **{"d_head_v": d.d_head_v, "expert": d.n_experts, "d_vocab": d.d_vocab},
     }
     for name in due:
         shape = found[name].shape
@@ -179,6 +187,10 @@ def test_the_weights_reproduce_attention(twin: str, twin_cache: Path, weights: W
                 v = v.clamp(-clip, clip)
             v = v.repeat_interleave(d.group, dim=2)
             mixed = torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v)
+            if own.attn_gate:
+                gate = x @ weights[f"{at}{own.attn_gate}.weight"].T
+                by = {"sigmoid": torch.sigmoid, "softplus": torch.nn.functional.softplus}
+                mixed = mixed * by[own.attn_gate_by](gate).unflatten(-1, (d.n_heads, -1))
             same(mixed, found[at + "attn.z"])
         out = torch.einsum("bphd,hdm->bpm", found[at + "attn.z"], weights[at + "attn.W_O"])
         out = (out + weights.get(at + "attn.b_O", 0)) * fam.residual_multiplier

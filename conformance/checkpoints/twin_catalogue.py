@@ -51,6 +51,17 @@ _MHA_CTX = {**_MHA, "max_position_embeddings": N_CTX}
 _GPT = {**_IDS, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": N_CTX}
 _EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 2}
 _SIX_HEADS = {"num_attention_heads": 6, "num_key_value_heads": 6}
+_GROUPS = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}
+_DEEPSEEK_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 40.0,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 32,
+}
 _FALCON = {
     **_IDS,
     "hidden_size": 48,
@@ -385,4 +396,69 @@ TWINS: Mapping[str, Twin] = {
     "minimax-m2": Twin(
         "MiniMaxM2ForCausalLM", "minimax_m2", {"rotary_dim": 6, "intermediate_size": 28}
     ),
+    # As Trinity: muP's scale of the embedding, scaled experts, two dense layers.
+    "afmoe": Twin(
+        "AfmoeForCausalLM",
+        "afmoe",
+        {
+            "num_hidden_layers": 5,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "num_dense_layers": 2,
+            "num_shared_experts": 1,
+            "global_attn_every_n_layers": 2,
+            "route_scale": 2.826,
+            "mup_enabled": True,
+        },
+    ),
+    "laguna": Twin(
+        "LagunaForCausalLM",
+        "laguna",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 12,
+            "layer_types": [
+                "full_attention",
+                "sliding_attention",
+                "sliding_attention",
+                "full_attention",
+            ],
+            "moe_routed_scaling_factor": 2.5,
+        },
+    ),
+    # --- latent attention
+    # With a padding token the row of it is made zero whenever the model is loaded (transformers 5).
+    "youtu": Twin("YoutuForCausalLM", "youtu", {"pad_token_id": None}),
+    # As DeepSeek-V2: the best of each group of experts counts, and shares are not renormalised.
+    "deepseek-v2": Twin(
+        "DeepseekV2ForCausalLM",
+        "deepseek_v2",
+        {
+            **_GROUPS,
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 16.0,
+            "first_k_dense_replace": 1,
+            "num_experts_per_tok": 3,
+            "rope_parameters": {**_DEEPSEEK_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+        },
+    ),
+    # DeepSeek-V2-Lite: queries without a latent of their own.
+    "deepseek-v2-lite": Twin(
+        "DeepseekV2ForCausalLM",
+        "deepseek_v2",
+        {"q_lora_rank": None, "first_k_dense_replace": 1, "num_experts_per_tok": 2},
+    ),
+    # As DeepSeek-V3: groups of experts, a correction bias, yarn with its factor of the scores.
+    "deepseek-v3": Twin(
+        "DeepseekV3ForCausalLM",
+        "deepseek_v3",
+        {
+            **_GROUPS,
+            "num_experts_per_tok": 3,
+            "first_k_dense_replace": 1,
+            "rope_parameters": _DEEPSEEK_YARN,
+            "num_nextn_predict_layers": 0,
+        },
+    ),
+    "glm4-moe-lite": Twin("Glm4MoeLiteForCausalLM", "glm4_moe_lite", {"n_routed_experts": 6}),
 }

@@ -225,11 +225,11 @@ class _Judged:
         """z is the mix of the values shown by the pattern shown."""
         import torch
 
-        from conformance.diagnose.formulas import values
+        from conformance.diagnose.formulas import gate, values
 
         group = self.context.reference.dims.group
         v = values(self.own, self.formula.clip).repeat_interleave(group, dim=2)
-        due = torch.einsum("bhqk,bkhd->bqhd", self._view("pattern"), v)
+        due = torch.einsum("bhqk,bkhd->bqhd", self._view("pattern"), v) * gate(self.own)
         keep = self.prompt.valid[:, :, None, None]
         return self._same("z", due, self._view("z"), keep, "z = pattern @ v", row_dims=2)
 

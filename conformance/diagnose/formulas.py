@@ -236,6 +236,18 @@ def values(scene: Scene, bound: float | None) -> torch.Tensor:
     return _clipped(scene.truth("attn.v"), bound)
 
 
+def gate(scene: Scene) -> torch.Tensor | float:
+    """What multiplies the values as they are mixed, [batch, pos, head, d_head or 1]."""
+    fam, d = scene.evidence.family, scene.evidence.dims
+    if fam.attn_gate is None:
+        return 1.0
+    weight = scene.weight(f"{fam.attn_gate}.weight")
+    assert weight is not None
+    x = scene.truth("ln1" if fam.ln1 else "resid_pre") @ weight.T
+    by = {"sigmoid": torch.sigmoid, "softplus": torch.nn.functional.softplus}
+    return by[fam.attn_gate_by](x).unflatten(-1, (d.n_heads, -1))
+
+
 def visible(scene: Scene, mask: Mask) -> torch.Tensor:
     """Bool [batch, head (1), query, key]: which keys each query sees."""
     n = torch.arange(scene.prompt.tokens.shape[1])

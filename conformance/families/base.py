@@ -29,6 +29,8 @@ class Family:
             a block that has none.
         mixer: what mixes positions in attention's place, or beside it: a state-space model, a
             linear attention, a short convolution. Its parameters keep HuggingFace's names.
+        kv_latent: in latent attention, the projection from a latent to the unrotated part of each
+            head's key, and its value.
         q, k, v: separate projections; or ``qkv`` fused, laid out as ``qkv_layout``:
             ``concat`` (all q, all k, all v), ``per_head`` (q, k, v of head 0, of head 1, ...),
             ``grouped`` (queries of a group, its key, its value; next group).
@@ -46,6 +48,8 @@ class Family:
         parallel: attention and MLP read the same residual stream: there is no ``resid_mid``.
         mlp_reads_ln1: the MLP of a parallel block reads ln1's output.
         rotary: positions enter by rotating q and k.
+        attn_gate, attn_gate_by: the projection whose ``sigmoid`` or ``softplus`` multiplies what
+            the heads mix, each element or each head, before ``o``.
         sinks: parameter of per-head attention sinks, relative to ``attn``.
         conv1d: weights are stored [in, out] (HuggingFace's ``Conv1D``).
         norm_offset: norms multiply by 1 + weight (Gemma).
@@ -78,6 +82,7 @@ class Family:
     k: str | None = None
     v: str | None = None
     qkv: str | None = None
+    kv_latent: str | None = None
     qkv_layout: Literal["concat", "per_head", "grouped"] = "concat"
     q_norm: str | None = None
     k_norm: str | None = None
@@ -97,6 +102,8 @@ class Family:
     mlp_reads_ln1: bool = False
     rotary: bool = True
     sinks: str | None = None
+    attn_gate: str | None = None
+    attn_gate_by: Literal["sigmoid", "softplus"] = "sigmoid"
     conv1d: bool = False
     norm_offset: bool = False
     embed_scaled: bool = False
@@ -163,7 +170,8 @@ def _absent(fam: Family) -> dict[str, str]:
     missing(not fam.rotary, "keys are not rotated", "attn.rot_k")
     missing(fam.ln1_post is None, "the same tensor as attn_out: no norm after", "attn.out")
     joint = "queries, keys and values are not one projection each"
-    missing(fam.q is None and fam.qkv is None, joint, "attn.q", "attn.k", "attn.v")
+    missing(fam.q is None and fam.qkv is None, joint, "attn.q", "attn.k")
+    missing(fam.q is None and fam.qkv is None and fam.kv_latent is None, joint, "attn.v")
     missing(fam.attn is None, "the block has no attention", *_ATTENTION)
     missing(fam.mixer is None, "the block has no mixer but attention", "mixer_out")
     missing(fam.ln2_post is None, "the same tensor as mlp_out: no norm after", "mlp.out")
@@ -193,7 +201,10 @@ def like(base: Family, architecture: str, **changes: Any) -> Family:
 
 @dataclass(frozen=True, slots=True)
 class Dims:
-    """Sizes of one checkpoint, read from its HuggingFace config."""
+    """Sizes of one checkpoint, read from its HuggingFace config.
+
+    ``d_head`` is that of queries and keys, ``d_head_v`` that of values.
+    """
 
     n_layers: int
     n_heads: int
@@ -204,6 +215,7 @@ class Dims:
     n_ctx: int
     n_experts: int
     windows: tuple[int | None, ...]
+    d_head_v: int
 
     @property
     def group(self) -> int:
@@ -235,14 +247,19 @@ def dims(config: Any) -> Dims:
         windows = tuple(window if t == "sliding_attention" else None for t in layer_types)
     else:
         windows = (window if isinstance(window, int) else None,) * n_layers
+    d_head = _first(config, "head_dim", default=d_model // max(1, n_heads))
+    latent = _first(config, "kv_lora_rank") is not None
+    if latent:  # whose head_dim, if any, is that of the rotated part
+        d_head = config.qk_nope_head_dim + config.qk_rope_head_dim
     return Dims(
         n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=n_kv,
         d_model=d_model,
-        d_head=_first(config, "head_dim", default=d_model // max(1, n_heads)),
+        d_head=d_head,
+        d_head_v=config.v_head_dim if latent else d_head,
         d_vocab=config.vocab_size,
         n_ctx=_first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=2048),
-        n_experts=_first(config, "num_local_experts", "num_experts", default=0),
+        n_experts=_first(config, "num_local_experts", "num_experts", "n_routed_experts", default=0),
         windows=windows,
     )

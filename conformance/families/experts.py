@@ -39,7 +39,7 @@ _POST_NORM: dict[str, Any] = {
     "ln2_post": "post_feedforward_layernorm",
 }
 #: What is added to scores when experts are chosen, and to nothing else.
-_CORRECTION = "mlp.gate.e_score_correction_bias"
+CORRECTION = "mlp.gate.e_score_correction_bias"
 
 
 def by_layer(fam: Family, sparse: Iterable[object], mlp: str = "mlp") -> Family:
@@ -94,10 +94,47 @@ def _glm4(config: Any) -> Family:
         "Glm4MoeForCausalLM",
         **norms,
         shared="mlp.shared_experts",
-        unnamed=(_CORRECTION,),
+        unnamed=(CORRECTION,),
     )
     dense_layers = config.first_k_dense_replace
     return by_layer(fam, (i >= dense_layers for i in range(config.num_hidden_layers)))
+
+
+def _afmoe(config: Any) -> Family:
+    """Only layers with a window rotate queries and keys."""
+    fam = like(
+        _OLMOE,
+        "AfmoeForCausalLM",
+        qk_norm="per_head",
+        attn_gate="self_attn.gate_proj",
+        ln1_post="post_attention_layernorm",
+        ln2="pre_mlp_layernorm",
+        ln2_post="post_mlp_layernorm",
+        router="mlp.router.gate",
+        shared="mlp.shared_experts",
+        unnamed=("self_attn.gate_proj", "mlp.expert_bias"),
+        embed_multiplier=config.hidden_size**0.5 if config.mup_enabled else 1.0,
+    )
+    n_layers, dense_layers = config.num_hidden_layers, config.num_dense_layers
+    fam = by_layer(fam, (i >= dense_layers for i in range(n_layers)))
+    local = [kind == "sliding_attention" for kind in config.layer_types]
+    layers = zip(fam.layers, local, strict=True)
+    return dataclasses.replace(
+        fam, layers=tuple(dataclasses.replace(own, rotary=turned) for own, turned in layers)
+    )
+
+
+def _laguna(config: Any) -> Family:
+    fam = like(
+        _OLMOE,
+        "LagunaForCausalLM",
+        qk_norm="per_head",
+        attn_gate="self_attn.g_proj",
+        attn_gate_by="softplus",
+        shared="mlp.shared_experts",
+        unnamed=("self_attn.g_proj", CORRECTION),
+    )
+    return by_layer(fam, (kind == "sparse" for kind in config.mlp_layer_types))
 
 
 FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
@@ -109,4 +146,6 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "GraniteMoeForCausalLM": _granite,
     "Ernie4_5_MoeForCausalLM": _ernie,
     "Glm4MoeForCausalLM": _glm4,
+    "AfmoeForCausalLM": _afmoe,
+    "LagunaForCausalLM": _laguna,
 }

@@ -346,7 +346,7 @@ class HuggingFaceModel:
         self._tap_projections(layer, after, heads, emit)
         before(at(fam.attn), lambda _: tap.enter(layer))
         after(at(fam.attn), lambda _: tap.leave())
-        before(at(fam.o), heads("attn.z", d.n_heads))
+        before(at(fam.o), lambda t: to("attn.z")(t.unflatten(-1, (d.n_heads, d.d_head_v))))
         if fam.ln1_post:
             after(at(fam.o), to("attn.out"))
             after(at(fam.ln1_post), to("attn_out"))
@@ -374,6 +374,15 @@ class HuggingFaceModel:
                         groups[..., :-2, :] = part.unflatten(-2, (d.n_kv_heads, d.group))
 
             after(fam.at(fam.qkv, layer), fused)
+        elif fam.kv_latent:
+
+            def values(tensor: torch.Tensor) -> None:
+                # [batch, (1,) pos, head * (unrotated key + value)]
+                each = tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
+                own = each.unflatten(-1, (d.n_heads, -1))[..., -d.d_head_v :]
+                emit(f"blocks.{layer}.attn.v", own)
+
+            after(fam.at(fam.kv_latent, layer), values)
         elif fam.q:
             for name, count in counts.items():
                 after(fam.at(getattr(fam, name), layer), heads(f"attn.{name}", count))
