@@ -7,7 +7,7 @@ computes, and the twins must be such that a wrong weight would show.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -24,8 +24,6 @@ from conformance.weights import canonical
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from conformance.families import Dims, Family
 
 LAYER = 1
 every_twin = pytest.mark.parametrize("twin", TWINS)
@@ -86,22 +84,21 @@ def test_every_path_exists(twin: str, twin_cache: Path) -> None:
     model = huggingface(twin, twin_cache)
     fam, modules = model.family, dict(model.model.named_modules())
     texts = {
-        f.name
-        for own in fam.every
-        for f in dataclasses.fields(own)
-        if isinstance(getattr(own, f.name), str)
+        f.name for f in dataclasses.fields(fam) if isinstance(getattr(fam, f.name), str)
     } - _NO_PATHS
     assert texts <= {*_IN_BLOCK, *_GLOBAL}, "a field of Family that this test does not know"
     for name in _GLOBAL:
         path = getattr(fam, name)
         assert path is None or path in modules, name
+    assert not fam.layers or len(fam.layers) == model.dims.n_layers
     for layer in range(model.dims.n_layers):
-        assert fam.at("", layer) in modules
         own = fam.of(layer)
+        assert own.at("", layer) in modules
         for name in _IN_BLOCK:
             path = getattr(own, name)
             assert path is None or own.at(path, layer) in modules, name
         if own.sinks:
+            assert own.attn is not None
             assert f"{own.at(own.attn, layer)}.{own.sinks}" in model.parameters()
     assert fam.at("", model.dims.n_layers) not in modules, "more layers than dims say"
 
@@ -111,13 +108,11 @@ def test_every_path_exists(twin: str, twin_cache: Path) -> None:
 def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache: Path) -> None:
     fam, d = described(twin, twin_cache)
     found = ran(twin, twin_cache, prompt)
-    absent = fam.absent()
-    assert all(absent.values())
-    due = {k.name for k in GLOBAL_KINDS if k.name not in {*absent, "logits"}}
+    due = {k.name for k in GLOBAL_KINDS if k.name not in {*fam.absent(), "logits"}}
     for layer in range(d.n_layers):
-        lacks = fam.absent(layer)
-        assert all(lacks.values())
-        due |= {f"blocks.{layer}.{kind.name}" for kind in BLOCK_KINDS if kind.name not in lacks}
+        absent = fam.absent(layer)
+        assert all(absent.values())
+        due |= {f"blocks.{layer}.{k.name}" for k in BLOCK_KINDS if k.name not in absent}
     assert set(found.sites) == due
     assert {name for name, values in found.sites.items() if len(values) != 1} == set()
     batch, pos = found.prompt.tokens.shape
@@ -135,8 +130,8 @@ def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache
     assert found.logits.shape == (batch, pos, d.d_vocab)
     for layer in range(d.n_layers):
         at = f"blocks.{layer}.mlp.p"
-        widths = {tuple(v[0].shape) for n, v in found.sites.items() if n.startswith(at)}
-        assert len(widths) <= 1, "pre, pre_linear and post of one width"
+        mlp = {tuple(v[0].shape) for n, v in found.sites.items() if n.startswith(at)}
+        assert len(mlp) <= 1, "pre, pre_linear and post of one width"
 
 
 # --- The rearrangement is a bijection -----------------------------------------------------------
@@ -164,43 +159,48 @@ def test_every_element_of_every_parameter_is_used_exactly_once(twin: str, twin_c
 # --- The canonical weights are the model --------------------------------------------------------
 
 
-def layers_with(part: str, fam: Family, d: Dims) -> list[int]:
-    """The layers that have an ``attn``, an ``mlp``, ..."""
-    return [layer for layer in range(d.n_layers) if getattr(fam.of(layer), part) is not None]
-
-
 @every_twin
 def test_the_weights_reproduce_attention(twin: str, twin_cache: Path, weights: Weights) -> None:
-    fam, d = described(twin, twin_cache)
-    found = ran(twin, twin_cache)
-    for layer in layers_with("attn", fam, d):
-        own, at = fam.of(layer), f"blocks.{layer}."
-        if own.q or own.qkv:
-            x = found[at + ("ln1" if own.ln1 else "resid_pre")]
-            for letter in "QKV":
-                value = torch.einsum("bpm,hmd->bphd", x, weights[f"{at}attn.W_{letter}"])
-                value = value + weights.get(f"{at}attn.b_{letter}", 0)
-                same(value, found[f"{at}attn.{letter.lower()}"])
-            # Which key/value head belongs to which query head, seen where they meet.
-            v = found[at + "attn.v"]
-            if clip := getattr(huggingface(twin, twin_cache).model.config, "clip_qkv", None):
-                v = v.clamp(-clip, clip)
-            v = v.repeat_interleave(d.group, dim=2)
-            mixed = torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v)
-            if own.attn_gate:
-                gate = x @ weights[f"{at}{own.attn_gate}.weight"].T
-                by = {"sigmoid": torch.sigmoid, "softplus": torch.nn.functional.softplus}
-                mixed = mixed * by[own.attn_gate_by](gate).unflatten(-1, (d.n_heads, -1))
-            same(mixed, found[at + "attn.z"])
-        out = torch.einsum("bphd,hdm->bpm", found[at + "attn.z"], weights[at + "attn.W_O"])
-        out = (out + weights.get(at + "attn.b_O", 0)) * fam.residual_multiplier
-        same(out, found[at + ("attn.out" if own.ln1_post else "attn_out")])
+    whole, d = described(twin, twin_cache)
+    for layer in range(d.n_layers):
+        if whole.of(layer).attn:
+            _reproduces_attention(twin, twin_cache, weights, layer)
+
+
+def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: int) -> None:
+    whole, d = described(twin, twin_cache)
+    fam, found = whole.of(layer), ran(twin, twin_cache)
+    at = f"blocks.{layer}."
+    x = found[at + ("ln1" if fam.ln1 else "resid_pre")]
+    for letter in "QKV" if fam.q or fam.qkv else "":
+        value = torch.einsum("bpm,hmd->bphd", x, weights[f"{at}attn.W_{letter}"])
+        value = value + weights.get(f"{at}attn.b_{letter}", 0)
+        same(value, found[f"{at}attn.{letter.lower()}"])
+    z = found[at + "attn.z"]
+    out = torch.einsum("bphd,hdm->bpm", z, weights[at + "attn.W_O"])
+    out = (out + weights.get(at + "attn.b_O", 0)) * fam.residual_multiplier
+    same(out, found[at + ("attn.out" if fam.ln1_post else "attn_out")])
+    if not (fam.q or fam.qkv or fam.kv_latent):
+        return
+    # Which key/value head belongs to which query head, seen where they meet.
+    v = found[at + "attn.v"]
+    if clip := getattr(huggingface(twin, twin_cache).model.config, "clip_qkv", None):
+        v = v.clamp(-clip, clip)
+    v = v.repeat_interleave(d.group, dim=2)
+    mixed = torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v)
+    if fam.attn_gate:
+        gate = x @ weights[f"{at}{fam.attn_gate}.weight"].T
+        by = {"sigmoid": torch.sigmoid, "softplus": torch.nn.functional.softplus}
+        mixed = mixed * by[fam.attn_gate_by](gate).unflatten(-1, (d.n_heads, -1))
+    same(mixed, z)
 
 
 @every_twin
 def test_scores_give_the_pattern(twin: str, twin_cache: Path, weights: Weights) -> None:
-    found = ran(twin, twin_cache)
-    for layer in layers_with("attn", *described(twin, twin_cache)):
+    (fam, d), found = described(twin, twin_cache), ran(twin, twin_cache)
+    for layer in range(d.n_layers):
+        if not fam.of(layer).attn:
+            continue
         scores = found[f"blocks.{layer}.attn.scores"]
         sinks = weights.get(f"blocks.{layer}.attn.sinks")
         if sinks is not None:
@@ -213,26 +213,29 @@ def test_scores_give_the_pattern(twin: str, twin_cache: Path, weights: Weights) 
 
 @every_twin
 def test_the_weights_reproduce_the_mlp(twin: str, twin_cache: Path, weights: Weights) -> None:
-    fam, d = described(twin, twin_cache)
-    found = ran(twin, twin_cache)
-    for layer in layers_with("mlp", fam, d):
-        own, at = fam.of(layer), f"blocks.{layer}."
-        x = found[at + ("ln2" if own.ln2 else "ln1" if own.mlp_reads_ln1 else "resid_mid")]
-        start = at + "mlp."
-        w = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
-        if own.moe:
-            flat = x.flatten(0, 1)
-            logits = flat @ w["W_router"] + w.get("b_router", 0)
-            same(logits, found[at + "mlp.router_logits"])
-            config = huggingface(twin, twin_cache).model.config
-            out = mixture(flat, logits, w, config).reshape(x.shape)
-        else:
-            pre, linear = ("W_gate", "W_in") if own.gated else ("W_in", None)
-            same(x @ w[pre] + w.get(pre.replace("W", "b"), 0), found[at + "mlp.pre"])
-            if linear:
-                same(x @ w[linear] + w.get("b_in", 0), found[at + "mlp.pre_linear"])
-            out = found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)
-        same(out * own.residual_multiplier, found[at + ("mlp.out" if own.ln2_post else "mlp_out")])
+    whole, d = described(twin, twin_cache)
+    for layer in range(d.n_layers):
+        if whole.of(layer).mlp:
+            _reproduces_the_mlp(twin, twin_cache, weights, layer)
+
+
+def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: int) -> None:
+    fam, found = described(twin, twin_cache)[0].of(layer), ran(twin, twin_cache)
+    at = f"blocks.{layer}."
+    x = found[at + ("ln2" if fam.ln2 else "ln1" if fam.mlp_reads_ln1 else "resid_mid")]
+    w = {k.removeprefix(at + "mlp."): v for k, v in weights.items() if k.startswith(at + "mlp.")}
+    if fam.moe:
+        logits = x.flatten(0, 1) @ w["W_router"] + w.get("b_router", 0)
+        same(logits, found[at + "mlp.router_logits"])
+        out = mixture(x.flatten(0, 1), logits, w, huggingface(twin, twin_cache).model.config)
+        out = out.reshape(x.shape)
+    else:
+        pre, linear = ("W_gate", "W_in") if fam.gated else ("W_in", None)
+        same(x @ w[pre] + w.get(pre.replace("W", "b"), 0), found[at + "mlp.pre"])
+        if linear:
+            same(x @ w[linear] + w.get("b_in", 0), found[at + "mlp.pre_linear"])
+        out = found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)
+    same(out * fam.residual_multiplier, found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
 
 
 @every_twin
@@ -294,13 +297,15 @@ def test_no_parameter_is_neutral(twin: str, twin_cache: Path) -> None:
 @every_twin
 def test_every_layer_s_attention_and_mlp_move_the_logits(twin: str, twin_cache: Path) -> None:
     model = huggingface(twin, twin_cache)
-    fam, truth = model.family, ran(twin, twin_cache).logits
+    truth = ran(twin, twin_cache).logits
     for layer in range(model.dims.n_layers):
-        own = fam.of(layer)
-        down = f"{own.experts}.down_proj" if own.moe else f"{own.down}.weight"
-        for path in (f"{own.o}.weight" if own.attn else None, down if own.mlp else None):
-            if path is None:
-                continue
+        fam = model.family.of(layer)
+        paths = [f"{fam.o}.weight"] if fam.attn else []
+        if fam.mixer:
+            paths.append(f"{fam.mixer}.{_out_projection(model, fam.at(fam.mixer, layer))}")
+        if fam.mlp:
+            paths.append(f"{fam.experts}.down_proj" if fam.moe else f"{fam.down}.weight")
+        for path in paths:
             parameter = model.model.get_parameter(fam.at(path, layer))
             kept = parameter.detach().clone()
             with torch.no_grad():
@@ -311,10 +316,20 @@ def test_every_layer_s_attention_and_mlp_move_the_logits(twin: str, twin_cache: 
             assert change > 0.01, (layer, path)
 
 
+def _out_projection(model: Any, mixer: str) -> str:
+    """The last parameter of a mixer that gives the residual stream's width."""
+    width, start = model.dims.d_model, f"{mixer}."
+    own = {n.removeprefix(start): p for n, p in model.parameters().items() if n.startswith(start)}
+    return [n for n, p in own.items() if p.ndim == 2 and p.shape[0] == width][-1]
+
+
 @every_twin
 def test_attention_is_not_uniform(twin: str, twin_cache: Path) -> None:
+    fam, d = described(twin, twin_cache)
     found = ran(twin, twin_cache)
-    for layer in layers_with("attn", *described(twin, twin_cache)):
+    for layer in range(d.n_layers):
+        if not fam.of(layer).attn:
+            continue
         pattern = found[f"blocks.{layer}.attn.pattern"]
         visible = (pattern > 0).sum(-1)
         assert int(visible[..., -1].max()) > WINDOW / 2
@@ -329,8 +344,9 @@ def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
     found = ran(twin, twin_cache, "long")
     length = found.prompt.tokens.shape[1]
     distance = torch.arange(length)[:, None] - torch.arange(length)[None]
-    for layer in layers_with("attn", fam, d):
-        window = d.windows[layer]
+    for layer, window in enumerate(d.windows):
+        if not fam.of(layer).attn:
+            continue
         seen = (found[f"blocks.{layer}.attn.pattern"] != 0).any(0).any(0)
         reach = length if window is None else window
         allowed = (distance >= 0) & (distance < reach)

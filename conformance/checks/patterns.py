@@ -54,6 +54,9 @@ class Patterns(Check):
         if taken:
             self.metrics["taken_from_the_reference"] = taken
         made, weights = context.experiment(self.name), Weights(context.reference)
+        if not any(f.attn for f in context.reference.family.every):
+            self.not_applicable(self.name, "no layer has attention")
+            return
         prompts = [p for p in context.reference.prompts if p.name in _PROMPTS]
         if not prompts:
             self.not_applicable(self.name, f"none of its prompts is here: {', '.join(_PROMPTS)}")
@@ -71,7 +74,8 @@ class Patterns(Check):
             with self.port(f"the forward pass on {prompt.name}"):
                 context.subject.run(prompt, keep)
                 ran = True
-            for layer in scope.layers if ran else ():
+            attended = [i for i in scope.layers if context.subject.family.of(i).attn]
+            for layer in attended if ran else ():
                 views = shown[f"blocks.{layer}.attn"]
                 missing = list(_missing(context, prompt, layer, views))
                 yield from missing
@@ -137,7 +141,7 @@ class _Judged:
         evidence = Evidence(
             reference=reference,
             config=None,
-            family=reference.family,
+            family=reference.family.of(self.layer),
             dims=reference.dims,
             weights=self._weights,
             site=None,
@@ -264,7 +268,7 @@ def _centred(t: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
 def _formula(context: Context, made: Stored, layer: int) -> Formula:
     from conformance.diagnose.formulas import Formula, Mask
 
-    fam, d = context.reference.family, context.reference.dims
+    fam, d = context.reference.family.of(layer), context.reference.dims
     alibi = "slopes" in made
     return Formula(
         q_norm=None,

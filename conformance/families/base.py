@@ -37,8 +37,8 @@ class Family:
         qk_norm: norms of q and k over each head (``per_head``: applied to [batch, pos, head,
             d_head]; ``per_head_transposed``: to [batch, head, pos, d_head]) or over all heads
             at once (``full``).
-        mlp: the module whose input is the MLP's (None: a block has none); ``up``, ``down`` its projections, ``gate`` if
-            gated, or ``gate_up`` fused (gate first).
+        mlp: the module whose input is the MLP's (None: a block has none); ``up``, ``down`` its
+            projections, ``gate`` if gated, or ``gate_up`` fused (gate first).
         mlp_contribution: module whose output is added to the residual stream, if it is not
             ``mlp`` itself (blocks whose MLP module also adds the residual).
         router, experts: mixture of experts; ``expert_layout`` says how experts are stored.
@@ -50,6 +50,7 @@ class Family:
         rotary: positions enter by rotating q and k.
         attn_gate, attn_gate_by: the projection whose ``sigmoid`` or ``softplus`` multiplies what
             the heads mix, each element or each head, before ``o``.
+        alibi: positions enter as a slope added to the scores of each head (Press et al. 2022).
         sinks: parameter of per-head attention sinks, relative to ``attn``.
         conv1d: weights are stored [in, out] (HuggingFace's ``Conv1D``).
         norm_offset: norms multiply by 1 + weight (Gemma).
@@ -101,6 +102,7 @@ class Family:
     parallel: bool = False
     mlp_reads_ln1: bool = False
     rotary: bool = True
+    alibi: bool = False
     sinks: str | None = None
     attn_gate: str | None = None
     attn_gate_by: Literal["sigmoid", "softplus"] = "sigmoid"
@@ -121,6 +123,10 @@ class Family:
     def every(self) -> tuple[Family, ...]:
         """The descriptions of all kinds of layers."""
         return tuple(self.layers) or (self,)
+
+    def everywhere(self, kind: str) -> bool:
+        """Whether every layer has a site of this kind."""
+        return all(kind not in _absent(f) for f in self.every)
 
     @property
     def regular(self) -> bool:
