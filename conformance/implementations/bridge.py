@@ -117,7 +117,7 @@ class BridgeModel(LensModel):
     def raw_buffers(self) -> dict[str, torch.Tensor]:
         return {
             name.replace("_original_component.", ""): buffer
-            for name, buffer in stored_buffers(self.model).items()
+            for name, buffer in stored_buffers(self.model.original_model).items()
         }
 
     def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:
