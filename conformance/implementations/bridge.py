@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 #: What bridges call a block's mixer, by its kind.
 _MIXERS = ("mixer", "mamba", "linear_attn", "conv", "ssm")
+#: What bridges call a mixture's router, where not as HuggingFace does.
+_ROUTERS = ("gate", "router", "router_gate")
+#: Latent attention's hook_q and hook_k show queries and keys as scores are made of them;
+#: hook_rot_q and hook_rot_k their rotated parts alone.
+_LATENT_HOOKS = {
+    "attn.rot_q": "blocks.{l}.attn.hook_q",
+    "attn.rot_k": "blocks.{l}.attn.hook_k",
+}
 
 
 class BridgeModel(LensModel):
@@ -57,22 +65,35 @@ class BridgeModel(LensModel):
         """What the bridge calls the mixer of a block."""
         return next((name for name in _MIXERS if getattr(block, name, None) is not None), "mixer")
 
+    def _router(self) -> str:
+        """What the bridge calls the router of a mixture; HuggingFace's name where it has none."""
+        routers = {i: r for i in range(self.dims.n_layers) if (r := self.family.of(i).router)}
+        layer, path = next(iter(routers.items()), (0, "mlp.gate"))
+        own, mlp = path.rsplit(".", 1)[-1], getattr(self.model.blocks[layer], "mlp", None)
+        return next((n for n in (own, *_ROUTERS) if getattr(mlp, n, None) is not None), own)
+
+    @property
+    def _latent(self) -> bool:
+        return any(own.kv_latent for own in self.family.every)
+
     def hook_table(self) -> dict[str, str]:
-        router = (self.family.router or "mlp.gate").rsplit(".", 1)[-1]
         return {
             **HOOKS,
+            **(_LATENT_HOOKS if self._latent else {}),
             "ln1": "blocks.{l}.ln1.hook_out",
             "ln2": "blocks.{l}.ln2.hook_out",
             "attn.q_normed": "blocks.{l}.attn.q_norm.hook_out",
             "attn.k_normed": "blocks.{l}.attn.k_norm.hook_out",
             "attn.out": "blocks.{l}.attn.hook_out",
             "mlp.out": "blocks.{l}.mlp.hook_out",
-            "mlp.router_logits": f"blocks.{{l}}.mlp.{router}.hook_out",
+            "mlp.router_logits": f"blocks.{{l}}.mlp.{self._router()}.hook_out",
             "ln_final": "ln_final.hook_out",
         }
 
     def layout(self, kind: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
         d = self.dims
+        if self._latent and kind in ("attn.v", *_LATENT_HOOKS):
+            return lambda t: t.transpose(1, 2)  # fires on [batch, head, pos, d_head]
         if kind not in ("attn.q_normed", "attn.k_normed"):
             return None
         if self.family.qk_norm == "full":

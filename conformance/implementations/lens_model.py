@@ -69,6 +69,9 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             ("FalconForCausalLM", _JOINT),
             ("Phi3ForCausalLM", _JOINT),
             ("GPTJForCausalLM", _SPLIT_ROTARY),
+            ("AfmoeForCausalLM", _SPLIT_ROTARY),
+            ("LagunaForCausalLM", _SPLIT_ROTARY),
+            ("Llama4ForCausalLM", _SPLIT_ROTARY),
         )
         for kind in ("attn.rot_q", "attn.rot_k")
     },
