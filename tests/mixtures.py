@@ -9,9 +9,19 @@ import torch
 Weights = dict[str, torch.Tensor]
 
 #: Config classes whose routers score each expert by itself.
-_SIGMOID = ("glm4_moe", "glm4_moe_lite", "minimax_m2", "deepseek_v3", "afmoe", "laguna")
+_SIGMOID = (
+    "glm4_moe",
+    "glm4_moe_lite",
+    "minimax_m2",
+    "deepseek_v3",
+    "afmoe",
+    "laguna",
+    "llama4_text",
+)
 #: Config classes whose routers never renormalise, whatever the config says.
-_NEVER_NORMALISED = ("deepseek_v2", "jamba")
+_NEVER_NORMALISED = ("deepseek_v2", "jamba", "llama4_text")
+#: Config classes whose experts read their share of the input.
+_ON_INPUT = ("llama4_text",)
 #: Where the bias is stored that is added to scores only to choose.
 _CORRECTIONS = ("e_score_correction_bias", "expert_bias")
 
@@ -27,7 +37,10 @@ def mixture(x: torch.Tensor, logits: torch.Tensor, w: Weights, config: Any) -> t
     for token in range(x.shape[0]):
         for expert, share in chosen(logits[token], w, config).items():
             own = {n.split(".")[-1]: t for n, t in w.items() if n.startswith(f"experts.{expert}.")}
-            out[token] += share * _expert(x[token], own, config)
+            if config.model_type in _ON_INPUT:
+                out[token] += _expert(share * x[token], own, config)
+            else:
+                out[token] += share * _expert(x[token], own, config)
     if "shared.W_in" in w:
         hidden = torch.nn.functional.silu(x @ w["shared.W_gate"]) * (x @ w["shared.W_in"])
         share = torch.sigmoid(x @ w["W_shared"]) if "W_shared" in w else 1

@@ -352,6 +352,11 @@ def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
         allowed = (distance >= 0) & (distance < reach)
         assert not bool((seen & ~allowed).any()), layer
         near = (distance >= 0) & (distance < min(reach, 8))
+        if chunk := d.chunk(layer):
+            of = torch.arange(length) // chunk
+            other = of[:, None] != of[None]
+            assert not bool((seen & other).any()), layer
+            near &= ~other
         assert bool(seen[near].all()), layer
         if window is not None and window < length:
             edge = distance == window - 1

@@ -426,6 +426,21 @@ TWINS: Mapping[str, Twin] = {
             "moe_routed_scaling_factor": 2.5,
         },
     ),
+    # As Llama 4 Maverick (experts in every other layer) with Scout's norm of queries and keys.
+    "llama4": Twin(
+        "Llama4ForCausalLM",
+        "llama4_text",
+        {
+            "num_hidden_layers": 4,
+            "intermediate_size": 28,
+            "intermediate_size_mlp": 80,
+            "num_experts_per_tok": 1,
+            "moe_layers": [1, 3],
+            "no_rope_layers": [1, 0, 0, 1],
+            "attention_chunk_size": 20,
+            "floor_scale": 5,
+        },
+    ),
     # --- latent attention
     # With a padding token the row of it is made zero whenever the model is loaded (transformers 5).
     "youtu": Twin("YoutuForCausalLM", "youtu", {"pad_token_id": None}),

@@ -153,6 +153,13 @@ def attention_scale(config: Any, fam: Family, d: Dims, layer: int) -> tuple[floa
     return d.d_head**-0.5, f"1/sqrt({d.d_head})"
 
 
+def temperature(config: Any, fam: Family) -> tuple[float, float] | None:
+    """How Llama 4 sharpens attention of layers without rotation: tokens a step, and the slope."""
+    if fam.rotary or not first(config, "attn_temperature_tuning"):
+        return None
+    return float(config.floor_scale), float(config.attn_scale)
+
+
 def _yarn_factor(config: Any) -> float:
     """What DeepSeek multiplies scores by where its rotary embedding is scaled."""
     rope = first(config, "rope_parameters", default={})

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from conformance.diagnose.facts import Norm
     from conformance.diagnose.registry import Predicted
     from conformance.diagnose.rotary import Rope
+    from conformance.prompts import Prompt
 
 
 class Stage(enum.IntEnum):
@@ -59,6 +60,7 @@ class Mask:
         padding: whether padding is hidden.
         lonely: what a query does that would see nothing: ``own`` keeps what it should see,
             ``all`` spreads evenly over every key.
+        chunk: keys of a query's own chunk of this length only; chunks begin after left padding.
         stray: the right window, where keys beyond it are seen whether or not they are padding.
     """
 
@@ -67,6 +69,7 @@ class Mask:
     padding: bool = True
     lonely: Literal["own", "all"] = "own"
     stray: int | None = None
+    chunk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Formula:
         clip: bound of queries, keys and values, or None.
         q_rope, k_rope: their rotation, or None.
         scale: of products of queries and keys.
+        temperature: (floor, slope): scores of the query at position i are multiplied by
+            1 + slope log(1 + floor((i + 1) / floor)) (Llama 4), or None.
         cap: scores are cap tanh(score / cap), or None.
         slopes: alibi slopes [head], or None.
         tiled: key heads are repeated a, b, a, b and not a, a, b, b.
@@ -120,6 +125,7 @@ class Formula:
     mask: Mask
     sinks: bool
     tiled: bool = False
+    temperature: tuple[float, float] | None = None
 
 
 def right(evidence: Evidence, layer: int) -> Formula:
@@ -145,8 +151,9 @@ def right(evidence: Evidence, layer: int) -> Formula:
         scale=facts.attention_scale(config, fam, d, layer)[0],
         cap=None if cap is None else float(cap),
         slopes=facts.slopes(config, fam, d),
-        mask=Mask(window=d.windows[layer]),
+        mask=Mask(window=d.windows[layer], chunk=d.chunk(layer)),
         sinks=fam.sinks is not None,
+        temperature=facts.temperature(config, fam),
     )
 
 
@@ -169,6 +176,10 @@ def compute(scene: Scene, f: Formula, since: Stage, until: Stage) -> Predicted:
     repeats = (1, 1, d.group, 1)
     k = k.repeat(*repeats) if f.tiled else k.repeat_interleave(d.group, dim=2)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * f.scale
+    if f.temperature is not None:
+        floor, slope = f.temperature
+        steps = torch.arange(1, scores.shape[-2] + 1).div(floor, rounding_mode="floor")
+        scores = scores * (1 + slope * steps.double().log1p())[:, None]
     if f.cap is not None:
         scores = f.cap * torch.tanh(scores / f.cap)
     if f.slopes is not None:
@@ -256,10 +267,20 @@ def visible(scene: Scene, mask: Mask) -> torch.Tensor:
     if mask.window is not None:
         seen = seen & (back < mask.window)
     seen = seen.expand(scene.prompt.tokens.shape[0], 1, *seen.shape)
+    if mask.chunk is not None:
+        seen = seen & same_chunk(scene.prompt, mask.chunk)
     if mask.padding and scene.prompt.mask is not None:
         real = scene.prompt.mask.bool()[:, None, None, :]
         seen = seen & (real if mask.stray is None else real | (back >= mask.stray))
     return seen
+
+
+def same_chunk(prompt: Prompt, chunk: int) -> torch.Tensor:
+    """Bool [batch, head (1), query, key]: which keys are of the query's own chunk."""
+    start = prompt.valid.int().argmax(-1)  # tokens of padding on the left
+    of = torch.arange(prompt.tokens.shape[1])[None] - start[:, None]
+    of = of.div(chunk, rounding_mode="floor")
+    return (of[:, :, None] == of[:, None, :])[:, None]
 
 
 def softmax(scene: Scene, scores: torch.Tensor, *, sinks: bool) -> torch.Tensor:

@@ -209,7 +209,9 @@ def like(base: Family, architecture: str, **changes: Any) -> Family:
 class Dims:
     """Sizes of one checkpoint, read from its HuggingFace config.
 
-    ``d_head`` is that of queries and keys, ``d_head_v`` that of values.
+    ``d_head`` is that of queries and keys, ``d_head_v`` that of values. ``windows`` has for each
+    layer how many tokens back it sees, itself included; ``chunks`` the length of the chunks that
+    see nothing of each other (empty: no layer has any).
     """
 
     n_layers: int
@@ -222,6 +224,11 @@ class Dims:
     n_experts: int
     windows: tuple[int | None, ...]
     d_head_v: int
+    chunks: tuple[int | None, ...] = ()
+
+    def chunk(self, layer: int) -> int | None:
+        """The length of a layer's chunks, or None."""
+        return self.chunks[layer] if self.chunks else None
 
     @property
     def group(self) -> int:
@@ -246,6 +253,8 @@ def dims(config: Any) -> Dims:
     if config.model_type == "falcon" and not config.new_decoder_architecture:
         n_kv = 1 if config.multi_query else n_heads
     layer_types = _first(config, "layer_types")
+    chunked = "chunked_attention" in (layer_types or ())
+    kinds = layer_types if chunked else ()
     window = _first(config, "sliding_window", "window_size")
     if config.model_type == "gpt_neo":
         windows = tuple(window if t == "local" else None for t in config.attention_layers)
@@ -263,6 +272,9 @@ def dims(config: Any) -> Dims:
         n_kv_heads=n_kv,
         d_model=d_model,
         d_head=d_head,
+        chunks=tuple(
+            config.attention_chunk_size if t == "chunked_attention" else None for t in kinds
+        ),
         d_head_v=config.v_head_dim if latent else d_head,
         d_vocab=config.vocab_size,
         n_ctx=_first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=2048),

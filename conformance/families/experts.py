@@ -137,6 +137,33 @@ def _laguna(config: Any) -> Family:
     return by_layer(fam, (kind == "sparse" for kind in config.mlp_layer_types))
 
 
+def _llama4(config: Any) -> Family:
+    """Queries and keys are normalised after their rotation, in the layers that rotate them."""
+    inside, later = "feed_forward", "normalised after the rotation, by one module for both"
+    fam = like(
+        _OLMOE,
+        "Llama4ForCausalLM",
+        **_PLAIN,
+        mlp=inside,
+        router=f"{inside}.router",
+        router_output=1,
+        experts=f"{inside}.experts",
+        expert_layout="gate_up_in_out",
+        shared=f"{inside}.shared_expert",
+    )
+    n_layers = config.num_hidden_layers
+    fam = by_layer(fam, (i in config.moe_layers for i in range(n_layers)), inside)
+    layers = zip(fam.layers, config.no_rope_layers, strict=True)
+    notes = {"attn.q_normed": later, "attn.k_normed": later} if config.use_qk_norm else {}
+    return dataclasses.replace(
+        fam,
+        layers=tuple(
+            dataclasses.replace(own, rotary=bool(turned), notes=notes if turned else {})
+            for own, turned in layers
+        ),
+    )
+
+
 FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "OlmoeForCausalLM": _OLMOE,
     "FlexOlmoForCausalLM": like(_OLMOE, "FlexOlmoForCausalLM", **_POST_NORM),
@@ -148,4 +175,5 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "Glm4MoeForCausalLM": _glm4,
     "AfmoeForCausalLM": _afmoe,
     "LagunaForCausalLM": _laguna,
+    "Llama4ForCausalLM": _llama4,
 }
