@@ -70,7 +70,9 @@ class BridgeModel(LensModel):
         routers = {i: r for i in range(self.dims.n_layers) if (r := self.family.of(i).router)}
         layer, path = next(iter(routers.items()), (0, "mlp.gate"))
         own, mlp = path.rsplit(".", 1)[-1], getattr(self.model.blocks[layer], "mlp", None)
-        return next((n for n in (own, *_ROUTERS) if getattr(mlp, n, None) is not None), own)
+        # Not getattr: a bridge lends its attributes from HuggingFace's module.
+        parts = () if mlp is None else dict(mlp.named_children())
+        return next((name for name in (own, *_ROUTERS) if name in parts), own)
 
     @property
     def _latent(self) -> bool:
