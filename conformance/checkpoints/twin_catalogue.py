@@ -404,6 +404,7 @@ TWINS: Mapping[str, Twin] = {
             "num_hidden_layers": 5,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
+            "head_dim": 10,
             "num_dense_layers": 2,
             "num_shared_experts": 1,
             "global_attn_every_n_layers": 2,

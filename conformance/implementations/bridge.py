@@ -75,6 +75,12 @@ class BridgeModel(LensModel):
         return next((name for name in (own, *_ROUTERS) if name in parts), own)
 
     @property
+    def _native(self) -> bool:
+        """Whether attention is HuggingFace's own, and not computed by the bridge."""
+        attended = (b.attn for b in self.model.blocks if hasattr(b, "attn"))
+        return any(getattr(attn, "maintain_native_attention", False) for attn in attended)
+
+    @property
     def _latent(self) -> bool:
         return any(own.kv_latent for own in self.family.every)
 
@@ -101,6 +107,8 @@ class BridgeModel(LensModel):
         if self.family.qk_norm == "full":
             count = d.n_heads if kind == "attn.q_normed" else d.n_kv_heads
             return lambda t: t.unflatten(-1, (count, d.d_head)) if t.ndim == 3 else t
+        if self.family.qk_norm == "per_head" and self._native:
+            return None
         # Fires on [batch, head, pos, d_head].
         return lambda t: t.transpose(1, 2)
 
