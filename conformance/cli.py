@@ -1,4 +1,4 @@
-"""``conformance run | models | show | prove | explain``: a thin face on the suite and its records.
+"""The ``conformance`` command: a thin face on the suite, its records and its ledger.
 
 Exit codes: 0 all right, 1 a port does not conform, 2 usage, 3 the harness itself failed,
 130 interrupted.
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from conformance.errors import ConformanceError
+from conformance.ledger.command import app as ledger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Settles whether a TransformerLens port computes the same thing as HuggingFace.",
 )
+
+app.add_typer(ledger, name="ledger")
 
 _Models = Annotated[Path, typer.Option("--models", metavar="FILE", help="The models to check.")]
 _MODELS = Path("models.toml")
