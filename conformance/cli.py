@@ -1,7 +1,7 @@
 """The ``conformance`` command: a thin face on the suite, its records and its ledger.
 
-Exit codes: 0 all right, 1 a port does not conform, 2 usage, 3 the harness itself failed,
-130 interrupted.
+Exit codes: 0 all right, 1 a port does not conform or the ledger is stale, 2 usage, 3 the harness
+itself failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def show(
     except ConformanceError as error:
         _fail(error)
     _print(Console(highlight=False), records, explained=None)
-    status = exit_code(verdict.outcome for verdict in records.verdicts)
+    status = exit_code((verdict.outcome for verdict in records.verdicts), records.stale)
     raise typer.Exit(_HARNESS if state(records) and status == 0 else status)
 
 
@@ -342,7 +342,7 @@ def _read(directory: Path) -> Records:
 
 def _print(console: Console, records: Records, explained: int | None) -> None:
     """Failures first, so that what is read last, and seen first, is the summary."""
-    from conformance.report.terminal import explanations, left_out, summary, table
+    from conformance.report.terminal import explanations, left_out, stale_lines, summary, table
 
     models = records.header.models_toml
     default = str(_MODELS.absolute())
@@ -353,7 +353,8 @@ def _print(console: Console, records: Records, explained: int | None) -> None:
         console.print(f"and {len(texts) - explained} more; `conformance show` tells them all\n")
     console.print(table(records.verdicts, width=console.width))
     console.print()
-    for line in (*left_out(records.verdicts), *summary(records)):
+    stale = stale_lines(records.stale)
+    for line in (*left_out(records.verdicts), *stale, *summary(records)):
         console.print(line, markup=False, soft_wrap=True)
 
 

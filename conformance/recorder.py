@@ -103,6 +103,7 @@ def header(spec: Spec, command: Sequence[str]) -> Header:
         seeds=dict(SEEDS),
         models_toml=str(spec.path),
         models_toml_sha256=spec.sha256,
+        ledger_sha256=spec.ledger.sha256 if spec.ledger else None,
         command=tuple(command),
     )
 

@@ -120,7 +120,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """First line of a records file."""
+    """First line of a records file. ``ledger_sha256`` is None where models.toml names no ledger."""
 
     started: str
     versions: Mapping[str, str]
@@ -129,6 +129,7 @@ class Header:
     models_toml: str
     models_toml_sha256: str
     command: tuple[str, ...] = ()
+    ledger_sha256: str | None = None
     schema_version: int = SCHEMA_VERSION
     kind: Literal["header"] = "header"
 

@@ -9,7 +9,16 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from fakes import Finished, environment, heed_interrupts, models_toml, run
+from fakes import (
+    Finished,
+    defect,
+    environment,
+    heed_interrupts,
+    ledger_toml,
+    models_toml,
+    run,
+    shows,
+)
 from typer.testing import CliRunner
 
 from conformance.checks.names import CHECKS
@@ -143,8 +152,6 @@ def invoke(*args: str) -> tuple[int, str]:
 def test_models_are_listed(tmp_path: Path) -> None:
     extra = "\n".join(
         [
-            '[[model.expected_failures]]\nsubject = "bridge"\ncheck = "loss"',
-            'reason = "known"\nlink = "docs/x.md"',
             '[[model]]\nid = "hub"\narchitecture = "LlamaForCausalLM"',
             f'source = {{hub = "org/name", revision = "{"0" * 40}"}}',
             '[[model]]\nid = "wheel"\narchitecture = "GPT2LMHeadModel"',
@@ -152,7 +159,8 @@ def test_models_are_listed(tmp_path: Path) -> None:
             f'packages = [{{requirement = "pkg==1.0", sha256 = "{"0" * 64}", members = ["a/b"]}}]',
         ]
     )
-    folder = write(tmp_path, ["ok"], extra)
+    folder = write(tmp_path, ["ok"], extra, top='ledger = "known.toml"')
+    folder.joinpath("known.toml").write_text(ledger_toml(defect(shows("loss", "ok"))))
     code, output = invoke("models", "--models", str(folder / "models.toml"))
     assert code == 0
     rows = [line.split() for line in output.splitlines()]

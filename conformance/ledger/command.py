@@ -130,7 +130,7 @@ def changes(spec: Spec, text: str, read: Sequence[Records]) -> Changes:
     whole = tight
     for block in proposals(after, made):
         if block not in whole:
-            whole += ("" if whole.endswith("\n") else "\n") + "\n" + block
+            whole = f"{whole.rstrip()}\n\n{block}"
     notes = tuple(
         f"{spec.ledger.at(defect, showing)}: {name}: shown under transformer-lens "
         f"{shown.versions.get('transformer-lens')}, not under "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from conformance.checks.names import CHECKS
@@ -16,7 +17,7 @@ from conformance.records import Stale, Verdict
 from conformance.spec import EVERY_CHECK, named, runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from conformance.records import Records
     from conformance.spec import Defect, ModelSpec, Showing, Spec
@@ -200,8 +201,22 @@ def _unshown(
 
 
 def _found(cases: Sequence[Case], showing: Showing, verdicts: Mapping[Case, Verdict]) -> _Found:
-    found = {_of_case(case, showing, verdicts) for case in cases} or {_Found.UNKNOWN}
+    found: set[_Found] = set()
+    for _, group in groupby(cases, key=lambda case: case[0]):
+        of_model = tuple(group)
+        if showing.check == EVERY_CHECK and any(_passes(case, verdicts) for case in of_model):
+            found.add(_Found.GONE)  # it was to fail every check
+        else:
+            found.add(_worst({_of_case(case, showing, verdicts) for case in of_model}))
+    return _worst(found or {_Found.UNKNOWN})
+
+
+def _worst(found: Container[_Found]) -> _Found:
     return next(state for state in _Found if state in found)
+
+
+def _passes(case: Case, verdicts: Mapping[Case, Verdict]) -> bool:
+    return case in verdicts and verdicts[case].outcome in ("passed", "xpassed")
 
 
 def _of_case(case: Case, showing: Showing, verdicts: Mapping[Case, Verdict]) -> _Found:
@@ -211,7 +226,7 @@ def _of_case(case: Case, showing: Showing, verdicts: Mapping[Case, Verdict]) -> 
     if verdict.outcome == "not_applicable":
         # A check that came to nothing gives its reasons; a port that is not there gives none.
         return _Found.GONE if verdict.metrics.get("not_applicable") else _Found.UNKNOWN
-    if verdict.outcome in ("passed", "xpassed"):
+    if _passes(case, verdicts):
         return _Found.GONE
     if verdict.outcome != "xfailed":
         return _Found.OTHERWISE if verdict.outcome == "failed" else _Found.UNKNOWN

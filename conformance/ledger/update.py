@@ -51,7 +51,7 @@ def tightened(text: str, found: Iterable[Leftover], defects: int) -> str:
 def _edited(part: str, found: Sequence[Leftover]) -> str:
     document = tomlkit.parse(part)
     # Any: what tomlkit gives for a key depends on the file.
-    table: Any = document["defect"][0]  # type: ignore[index]
+    table: Any = document["defect"][0]
     shows = table["shows"]
     for left in sorted(found, key=lambda left: left.showing, reverse=True):
         if left.whole:

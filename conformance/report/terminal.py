@@ -19,6 +19,7 @@ from conformance.records import (
     Comparison,
     JudgementSummary,
     Records,
+    Stale,
     Verdict,
 )
 
@@ -81,12 +82,32 @@ def is_bad(verdict: Verdict) -> bool:
     return verdict.outcome in NONCONFORMING or verdict.outcome in HARNESS_FAILED
 
 
-def exit_code(outcomes: Iterable[str]) -> int:
-    """0 all right, 1 a port does not conform, 3 the harness itself failed."""
+def exit_code(outcomes: Iterable[str], stale: Sequence[Stale] = ()) -> int:
+    """0 all right, 1 a port does not conform or the ledger is stale, 3 the harness failed."""
     seen = set(outcomes)
     if seen & HARNESS_FAILED:
         return 3
-    return 1 if seen & NONCONFORMING else 0
+    return 1 if seen & NONCONFORMING or stale else 0
+
+
+def stale_lines(stale: Sequence[Stale]) -> list[str]:
+    """What of the ledger no verdict showed, and what to do about it."""
+    if not stale:
+        return []
+    hint = "take it out of the ledger, or have `conformance ledger update` propose it"
+    return [*(f"STALE: {describe_stale(one)}" for one in stale), f"  hint: {hint}"]
+
+
+def describe_stale(stale: Stale) -> str:
+    """``expected_failures.toml:43: bridge / loss: gpt2 no longer fails as listed (docs/x.md)``."""
+    names = ", ".join(stale.names)
+    said = {
+        "entry": f"no port fails as listed: {names}",
+        "models": f"no longer as listed: {names}",
+        "kinds": f"nothing fails any more at {names}",
+    }[stale.what]
+    line = f":{stale.line}" if stale.line else ""
+    return f"{stale.file}{line}: {stale.subject} / {stale.check}: {said} ({stale.link})"
 
 
 def explain(verdict: Verdict, *, models: str | None = None, alike: Sequence[Verdict] = ()) -> str:
@@ -357,6 +378,8 @@ def summary(records: Records) -> list[str]:
     ]
     if records.footer is not None:
         lines.append(f"finished in {_duration(records.footer.duration_s)}")
+    if records.stale:
+        lines.append(f"STALE: {len(records.stale)} of what the ledger expects no longer shows")
     said = state(records)
     return [*lines, said] if said else lines
 
