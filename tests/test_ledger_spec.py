@@ -99,7 +99,7 @@ def test_without_a_ledger_nothing_is_expected(load: Load, tmp_path: Path) -> Non
 
 
 def place(**fields: object) -> str:
-    return ledger_toml(defect(shows("loss", "one", **fields)))
+    return ledger_toml(defect({**shows("loss", "one"), **fields}))
 
 
 @pytest.mark.parametrize(

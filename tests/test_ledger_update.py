@@ -78,8 +78,8 @@ def write(folder: Path, ledger: str, *runs: Records) -> Path:
     folder.joinpath("models.toml").write_text(text)
     folder.joinpath("known.toml").write_text(ledger)
     for number, run in enumerate(runs):
-        footer = Footer("2026", 0, 1.0, {})
-        lines = [to_json(record) + "\n" for record in (run.header, *run.verdicts, footer)]
+        records: list[Header | Verdict | Footer] = [run.header, *run.verdicts]
+        lines = [to_json(one) + "\n" for one in (*records, Footer("2026", 0, 1.0, {}))]
         folder.joinpath(f"{number}.jsonl").write_text("".join(lines))
     return folder / "models.toml"
 

@@ -199,7 +199,7 @@ def run(
 
     Returns:
         0 if every fault was caught and nothing equivalent was flagged, nor any port unfaulted that
-        ``models.toml`` expects to pass; 1 if not; 3 if a port
+        the ledger expects to pass; 1 if not; 3 if a port
         could not be run.
 
     Raises:
