@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
+import tomlkit
 from fakes import LINK, ROOT, defect, ledger_toml, shows
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conformance.errors import SpecError
-from conformance.spec import load_spec, relisted
+from conformance.spec import Defect, Showing, load_spec, relisted
 from conformance.spec.lines import places
 
 if TYPE_CHECKING:
@@ -209,6 +211,32 @@ def test_the_shipped_ledger_is_valid_and_every_line_is_known() -> None:
             assert line is not None
             assert text[line - 1].lstrip().startswith("{")
             assert f'check = "{showing.check}"' in text[line - 1]
+
+
+KEYS = st.sampled_from(
+    [*Defect.model_fields, *Showing.model_fields, "bridge", "loss", "*", "one", ">=4", LINK, ""]
+)
+VALUES = st.recursive(
+    st.one_of(st.booleans(), st.integers(-9, 9), KEYS),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=6)),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.sampled_from(["schema", "defect", "else"]), VALUES))
+def test_whatever_is_written_is_a_ledger_or_a_spec_error(
+    tmp_path_factory: pytest.TempPathFactory, top: dict[str, object]
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    folder.joinpath("models.toml").write_text(MODELS)
+    folder.joinpath("known.toml").write_text(tomlkit.dumps({"schema": 1, **top}))
+    said = "known.toml: 1 problem\n"
+    try:
+        assert load_spec(folder / "models.toml").ledger is not None
+    except SpecError as error:
+        said = error.message
+    assert re.search(r"known.toml: \d+ problems?\n", said), "it is valid TOML, so they are listed"
 
 
 NOISE = st.sampled_from(
