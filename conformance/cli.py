@@ -342,7 +342,8 @@ def _read(directory: Path) -> Records:
 
 def _print(console: Console, records: Records, explained: int | None) -> None:
     """Failures first, so that what is read last, and seen first, is the summary."""
-    from conformance.report.terminal import explanations, left_out, stale_lines, summary, table
+    from conformance.report.stale import stale_lines
+    from conformance.report.terminal import explanations, left_out, summary, table
 
     models = records.header.models_toml
     default = str(_MODELS.absolute())

@@ -595,7 +595,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if run is None or config.getoption("collectonly"):
         return
     from conformance.report import REPORT
-    from conformance.report.terminal import counts, stale_lines
+    from conformance.report.stale import stale_lines
+    from conformance.report.terminal import counts
 
     terminalreporter.section("conformance")
     if run.recorder is None:

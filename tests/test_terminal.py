@@ -20,17 +20,16 @@ from conformance.records import (
     Stale,
     Verdict,
 )
+from conformance.report.stale import describe_stale, stale_lines
 from conformance.report.terminal import (
     MARKS,
     WORDS,
     abridged,
     counts,
-    describe_stale,
     exit_code,
     explain,
     explanations,
     left_out,
-    stale_lines,
     state,
     summary,
     table,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from conformance.checks.names import CHECKS
 from conformance.records import read
 from conformance.report import REPORT
+from conformance.report.stale import describe_stale
 from conformance.report.terminal import (
     WORDS,
     abridged,
-    describe_stale,
     explain,
     is_bad,
     left_out,

@@ -90,26 +90,6 @@ def exit_code(outcomes: Iterable[str], stale: Sequence[Stale] = ()) -> int:
     return 1 if seen & NONCONFORMING or stale else 0
 
 
-def stale_lines(stale: Sequence[Stale]) -> list[str]:
-    """What of the ledger no verdict showed, and what to do about it."""
-    if not stale:
-        return []
-    hint = "take it out of the ledger, or have `conformance ledger update` propose it"
-    return [*(f"STALE: {describe_stale(one)}" for one in stale), f"  hint: {hint}"]
-
-
-def describe_stale(stale: Stale) -> str:
-    """``expected_failures.toml:43: bridge / loss: gpt2 no longer fails as listed (docs/x.md)``."""
-    names = ", ".join(stale.names)
-    said = {
-        "entry": f"no port fails as listed: {names}",
-        "models": f"no longer as listed: {names}",
-        "kinds": f"nothing fails any more at {names}",
-    }[stale.what]
-    line = f":{stale.line}" if stale.line else ""
-    return f"{stale.file}{line}: {stale.subject} / {stale.check}: {said} ({stale.link})"
-
-
 def explain(verdict: Verdict, *, models: str | None = None, alike: Sequence[Verdict] = ()) -> str:
     """Why a verdict is what it is, and the next command to run.
 
