@@ -203,6 +203,18 @@ def test_a_truncated_run_is_shown_as_one(earlier: Path, tmp_path: Path) -> None:
     assert {json.loads(line)["model"] for line in lines[1 : 1 + len(CHECKS)]} == {"ok"}
 
 
+def test_a_run_whose_ledger_is_stale_fails_and_says_so(tmp_path: Path) -> None:
+    folder = write(tmp_path, ["sub.fail"], top='ledger = "known.toml"')
+    places = shows("loss", "sub.fail"), shows("loss", "sub.fail", first_divergence="embed")
+    folder.joinpath("known.toml").write_text(ledger_toml(defect(*places)))
+    done = conformance(folder, "run", "--check", "loss")
+    assert done.code == 1
+    assert "1 verdict: 1 xfailed" in done.output
+    assert "STALE: known.toml:8: bridge / loss: no port fails as listed: sub.fail" in done.output
+    code, output = invoke("show", str(folder / "conformance-out"))
+    assert (code, "STALE: known.toml:8" in output) == (1, True)
+
+
 @pytest.mark.parametrize("text", [None, "", "{}\n"])
 def test_what_is_not_a_run_is_a_usage_error(tmp_path: Path, text: str | None) -> None:
     if text is not None:
