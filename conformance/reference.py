@@ -64,7 +64,7 @@ _TRACING_MODULES = (
     "conformance.reference",
     "conformance.prompts",
     "conformance.precision",
-    "conformance.families",
+    "conformance.families.base",
     "conformance.trace",
     "conformance.compare",
     "conformance.metrics",
@@ -90,9 +90,16 @@ def code_hash() -> str:
 
 def fingerprint(model: ModelSpec, checkpoint: Checkpoint) -> str:
     """What a stored trace is keyed by."""
+    import transformers
+
+    from conformance.families import family
+
+    config = transformers.AutoConfig.from_pretrained(
+        checkpoint.path, trust_remote_code=model.trust_remote_code
+    )
     facts = {
         "checkpoint": checkpoint.digest,
-        "architecture": model.architecture,
+        "architecture": repr(family(model.architecture, config)),
         "dtype": model.dtype,
         "prompts": model.prompts,
         "seeds": dict(SEEDS),

@@ -52,6 +52,7 @@ BLOCK_KINDS: tuple[SiteKind, ...] = (
     SiteKind("attn.z", _HEADS, "attn"),
     SiteKind("attn.out", _RESID, "attn"),
     SiteKind("attn_out", _RESID, "attn"),
+    SiteKind("mixer_out", _RESID, "mixer"),
     SiteKind("resid_mid", _RESID, "wiring"),
     SiteKind("ln2", _RESID, "ln2"),
     SiteKind("mlp.router_logits", ("token", "expert"), "mlp"),

@@ -103,15 +103,19 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         if table is not None:
             out["pos_embed.W_pos"] = Weight(table, key)
     norm("embed_ln", fam.embed_ln)
+    whole = fam
     for layer in range(d.n_layers):
+        fam = whole.of(layer)
         name = f"blocks.{layer}"
         for part in ("ln1", "ln1_post", "ln2", "ln2_post"):
             path = getattr(fam, part)
             norm(f"{name}.{part}", None if path is None else fam.at(path, layer))
-        _attention(out, name, layer, parameters, fam, d, linear)
+        if fam.attn:
+            _attention(out, name, layer, parameters, fam, d, linear)
         if fam.q_norm and fam.k_norm:
             norm(f"{name}.attn.q_norm", fam.at(fam.q_norm, layer))
             norm(f"{name}.attn.k_norm", fam.at(fam.k_norm, layer))
+        _as_they_are(out, name, layer, parameters, fam)
         if fam.experts:
             _experts(out, name, layer, parameters, fam, d)
             if fam.shared and fam.shared_gate:
@@ -131,6 +135,7 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
                 dense(f"{name}.mlp", fam.at(fam.up, layer), "W_in", "b_in")
         if fam.down:
             dense(f"{name}.mlp", fam.at(fam.down, layer), "W_out", "b_out")
+    fam = whole
     norm("ln_final", fam.ln_final)
     key, head = get(fam.unembed, "weight")
     if head is None:  # tied: the embedding serves
@@ -140,6 +145,24 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
     if bias is not None:
         out["unembed.b_U"] = Weight(bias, key)
     return out
+
+
+def _as_they_are(
+    out: dict[str, Weight],
+    name: str,
+    layer: int,
+    parameters: Mapping[str, torch.Tensor],
+    fam: Family,
+) -> None:
+    """Parameters that have no canonical form keep their name and their shape."""
+    kept = {"mixer": fam.mixer, **{path: path for path in fam.unnamed}}
+    for part, path in kept.items():
+        if path is None:
+            continue
+        start = fam.at(path, layer)
+        for key, tensor in parameters.items():
+            if key == start or key.startswith(f"{start}."):
+                out[f"{name}.{part}{key.removeprefix(start)}"] = Weight(tensor, key)
 
 
 def _attention(
@@ -165,7 +188,7 @@ def _attention(
             )
             if biases is not None:
                 out[f"{name}.attn.b_{letter}"] = Weight(biases[i], f"{path}.bias")
-    else:
+    elif fam.q:
         for part, count in counts.items():
             path = fam.at(getattr(fam, part), layer)
             key, weight = linear(path)
@@ -177,6 +200,7 @@ def _attention(
                 out[f"{name}.attn.b_{part.upper()}"] = Weight(
                     bias.unflatten(0, (count, d.d_head)), f"{path}.bias"
                 )
+    assert fam.o is not None
     path = fam.at(fam.o, layer)
     key, weight = linear(path)
     out[f"{name}.attn.W_O"] = Weight(
@@ -185,7 +209,7 @@ def _attention(
     bias = parameters.get(f"{path}.bias")
     if bias is not None:
         out[f"{name}.attn.b_O"] = Weight(bias, f"{path}.bias")
-    if fam.sinks:
+    if fam.sinks and fam.attn:
         key = f"{fam.at(fam.attn, layer)}.{fam.sinks}"
         out[f"{name}.attn.sinks"] = Weight(parameters[key], key)
 

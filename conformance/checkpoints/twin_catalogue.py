@@ -337,4 +337,11 @@ TWINS: Mapping[str, Twin] = {
         {**_GQA, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
     ),
     "cohere": Twin("CohereForCausalLM", "cohere", {**_GQA, "logit_scale": 0.25}),
+    "smollm3": Twin("SmolLM3ForCausalLM", "smollm3", {"no_rope_layer_interval": 2}),
+    "mamba": Twin("MambaForCausalLM", "mamba", {"intermediate_size": 96}),
+    "jamba": Twin(
+        "JambaForCausalLM",
+        "jamba",
+        {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+    ),
 }

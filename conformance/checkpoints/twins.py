@@ -42,7 +42,9 @@ def build_twin(name: str, seed: int, target: Path) -> None:
     import torch
     import transformers
 
-    config = transformers.AutoConfig.for_model(twin.model_type, **twin.config)
+    from conformance.checkpoints.shrink import shrink
+
+    config = shrink(twin.model_type, twin.config)
     config.architectures = [twin.architecture]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

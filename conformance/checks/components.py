@@ -70,6 +70,5 @@ def _expected_components(context: Context) -> list[str]:
     fam, layers = context.subject.family, range(context.subject.dims.n_layers)
     names = ["ln_final", "unembed", *(f"blocks.{i}" for i in layers)]
     for part in BLOCK_COMPONENTS:
-        if getattr(fam, part) is not None:
-            names += [f"blocks.{i}.{part}" for i in layers]
+        names += [f"blocks.{i}.{part}" for i in layers if getattr(fam.of(i), part) is not None]
     return names

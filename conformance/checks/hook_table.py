@@ -77,8 +77,9 @@ def published(context: Context) -> dict[str, Published]:
             own = subject.layout(parse(site).kind) is not None
             # Several names may show one hook: the first site is as good as any.
             found.setdefault(name, Published(site, None if own else parse(site).axes))
-    norms = {"ln1": fam.ln1, "ln2": fam.ln2, "ln1_post": fam.ln1_post, "ln2_post": fam.ln2_post}
-    parts = [f"blocks.{i}.{n}" for i in range(subject.dims.n_layers) for n, p in norms.items() if p]
+    norms = ("ln1", "ln2", "ln1_post", "ln2_post")
+    layers = range(subject.dims.n_layers)
+    parts = [f"blocks.{i}.{n}" for i in layers for n in norms if getattr(fam.of(i), n)]
     for part in (*parts, "ln_final"):
         module = subject.components().get(part)
         if module is None:

@@ -92,7 +92,7 @@ class _Lens:
     def decomposed(self) -> Iterator[Comparison]:
         """``decompose_resid`` gives the parts; they add up to the last stream; attribution."""
         stack, labels = self.cache.decompose_resid(return_labels=True)
-        sites = components(self.last + 1, self.fam.absent())
+        sites = components(self.last + 1, self.fam)
         due = {s.replace("blocks.", "").replace(".", "_"): s for s in sites}
         yield from self._labelled("decompose_resid", due, stack, labels)
         if list(labels) != list(due):

@@ -160,16 +160,17 @@ def split_names(
             parts[name], sources[name] = tensor, weight.source
 
     for layer in range(d.n_layers):
-        if fam.qkv:
-            attn = fam.at(fam.attn, layer)
+        own = fam.of(layer)
+        if own.qkv and own.attn:
+            attn = own.at(own.attn, layer)
             for letter in "QKV":
                 w = expected[f"blocks.{layer}.attn.W_{letter}"]
                 flat = einops.rearrange(w.tensor, "h d_model d_head -> (h d_head) d_model")
                 put(f"{attn}.{letter.lower()}.weight", w, flat)
                 b = expected.get(f"blocks.{layer}.attn.b_{letter}")
                 put(f"{attn}.{letter.lower()}.bias", b, None if b is None else b.tensor.flatten())
-        if fam.gate_up:
-            mlp = fam.at(fam.mlp, layer)
+        if own.gate_up and own.mlp:
+            mlp = own.at(own.mlp, layer)
             for port, name in (("gate", "W_gate"), ("in", "W_in")):
                 w = expected[f"blocks.{layer}.mlp.{name}"]
                 put(f"{mlp}.{port}.weight", w, w.tensor.T)
@@ -178,13 +179,13 @@ def split_names(
 
 def renamed_modules(fam: Family, d: Dims) -> dict[str, str]:
     """Modules that the bridge installs under another name: its path -> HuggingFace's."""
-    if not fam.qkv:
-        return {}
     found: dict[str, str] = {}
     for layer in range(d.n_layers):
-        attn = fam.at(fam.attn, layer)
-        found[f"{attn}.qkv"] = fam.at(fam.qkv, layer)
-        found[f"{attn}.o"] = fam.at(fam.o, layer)
+        own = fam.of(layer)
+        if own.qkv and own.attn and own.o:
+            attn = own.at(own.attn, layer)
+            found[f"{attn}.qkv"] = own.at(own.qkv, layer)
+            found[f"{attn}.o"] = own.at(own.o, layer)
     return found
 
 

@@ -60,7 +60,7 @@ class Heads(Experiment):
 
     uses: ClassVar[tuple[str, ...]] = (
         "conformance.diagnose.facts",
-        "conformance.families",
+        "conformance.families.base",
         "conformance.weights",
     )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.experiments.base import Apparatus
-    from conformance.families import Dims
+    from conformance.families import Dims, Family
     from conformance.prompts import Prompt
     from conformance.weights import Weight
 
@@ -39,10 +39,11 @@ def pair(prompt: Prompt) -> tuple[int, int]:
     return first, next((t for t in rest if t != first), first - 1)
 
 
-def components(layers: int, absent: Mapping[str, str]) -> list[str]:
+def components(layers: int, fam: Family) -> list[str]:
     """The sites that add up to the last residual stream, in order."""
-    embeds = ["embed"] if "pos_embed" in absent else ["embed", "pos_embed"]
-    parts = [f"blocks.{i}.{kind}" for i in range(layers) for kind in ("attn_out", "mlp_out")]
+    embeds = ["embed"] if "pos_embed" in fam.absent() else ["embed", "pos_embed"]
+    kinds = ("attn_out", "mixer_out", "mlp_out")
+    parts = [f"blocks.{i}.{k}" for i in range(layers) for k in kinds if k not in fam.absent(i)]
     return [*embeds, *parts]
 
 
@@ -63,7 +64,7 @@ class Lens(Experiment):
 
     uses: ClassVar[tuple[str, ...]] = (
         "conformance.diagnose.facts",
-        "conformance.families",
+        "conformance.families.base",
         "conformance.weights",
     )
 
@@ -94,7 +95,7 @@ class Lens(Experiment):
                 weights["unembed.W_U"].tensor[:, right] - weights["unembed.W_U"].tensor[:, wrong]
             )
             yield "attributions", _attributions(on, seen, config, direction.double())
-        for layer in on.scope.layers:
+        for layer in on.scope.layers if fam.regular else ():
             at = f"blocks.{layer}"
             w_o = weights[f"{at}.attn.W_O"].tensor.double() * fam.residual_multiplier
             yield f"heads.{layer}", torch.einsum("phe,hem->phm", seen[f"{at}.attn.z"][0], w_o)
@@ -102,7 +103,8 @@ class Lens(Experiment):
                 w_out = weights[f"{at}.mlp.W_out"].tensor.double() * fam.residual_multiplier
                 post = seen[f"{at}.mlp.post"][0]
                 yield f"neurons.{layer}", post[..., None] * (w_out @ projection(d.d_model))
-        yield from _circuits(weights, d)
+        if fam.regular:
+            yield from _circuits(weights, d)
 
     def facts(self, on: Apparatus) -> dict[str, Any]:
         from conformance.diagnose import facts
@@ -139,7 +141,7 @@ def _attributions(
     fam, d = on.model.family, on.model.dims
     norm = facts.norm(config, fam)
     x = seen[f"blocks.{d.n_layers - 1}.resid_post"][0]
-    parts = torch.stack([seen[s][0].expand(x.shape) for s in components(d.n_layers, fam.absent())])
+    parts = torch.stack([seen[s][0].expand(x.shape) for s in components(d.n_layers, fam)])
     if norm.centred:
         x, parts = (t - t.mean(-1, keepdim=True) for t in (x, parts))
     scale = (x.square().mean(-1) + norm.eps).sqrt()

@@ -21,7 +21,7 @@ class Patterns(Experiment):
     ``cap`` and ``clip``, each a number or None.
     """
 
-    uses: ClassVar[tuple[str, ...]] = ("conformance.diagnose.facts", "conformance.families")
+    uses: ClassVar[tuple[str, ...]] = ("conformance.diagnose.facts", "conformance.families.base")
     needs_model: ClassVar[bool] = False
 
     def run(self, on: Apparatus) -> Iterator[tuple[str, torch.Tensor]]:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from conformance.weights import Weight
 
 
+#: What bridges call a block's mixer, by its kind.
+_MIXERS = ("mixer", "mamba", "linear_attn", "conv", "ssm")
+
+
 class BridgeModel(LensModel):
     """A TransformerBridge."""
 
@@ -30,6 +34,8 @@ class BridgeModel(LensModel):
             plain = name.removesuffix("_post")
             if getattr(self.family, plain) is None:
                 found = getattr(block, plain, None)
+        if found is None and name == "ln1":
+            found = getattr(block, "norm", None)
         return found
 
     def _norm_hook(self, name: str) -> str:
@@ -38,6 +44,20 @@ class BridgeModel(LensModel):
         if getattr(block, name, None) is None and self._norm(block, name) is not None:
             return f"blocks.{{l}}.{plain}.hook_out"
         return f"blocks.{{l}}.{name}.hook_out"
+
+    def hook(self, kind: str, layer: int | None = None) -> str:
+        if layer is not None:
+            block = self.model.blocks[layer]
+            if kind == "mixer_out":
+                return f"blocks.{layer}.{self._mixer(block)}.hook_out"
+            if kind == "ln1" and getattr(block, "ln1", None) is None:
+                return f"blocks.{layer}.norm.hook_out"  # a block that is one mixer
+        return super().hook(kind, layer)
+
+    @staticmethod
+    def _mixer(block: Any) -> str:
+        """What the bridge calls the mixer of a block."""
+        return next((name for name in _MIXERS if getattr(block, name, None) is not None), "mixer")
 
     def hook_table(self) -> dict[str, str]:
         router = (self.family.router or "mlp.gate").rsplit(".", 1)[-1]
@@ -70,9 +90,10 @@ class BridgeModel(LensModel):
             block = model.blocks[layer]
             found[f"blocks.{layer}"] = block
             for name in BLOCK_COMPONENTS:
-                if getattr(fam, name) is None:
+                if getattr(fam.of(layer), name) is None:
                     continue
-                module = self._norm(block, name) if name.startswith("ln") else getattr(block, name)
+                own = self._mixer(block) if name == "mixer" else name
+                module = self._norm(block, name) if name.startswith("ln") else getattr(block, own)
                 if name == "mlp" and fam.mlp == fam.up:
                     module = getattr(module, "in")  # a symbolic MLP is never called itself
                 if module is not None:

@@ -59,13 +59,15 @@ class _AttentionTap(TorchFunctionMode):
 
     def __init__(self, fam: Family, d: Dims, emit: OnSite, edits: Edits) -> None:
         super().__init__()
-        self._family, self._dims, self._emit, self._edits = fam, d, emit, edits
+        self._all, self._dims, self._emit, self._edits = fam, d, emit, edits
+        self._family = fam
         self._layer: int | None = None
         self._product: tuple[torch.Tensor, torch.Tensor] | None = None
         self._sink_scores: torch.Tensor | None = None
 
     def enter(self, layer: int) -> None:
         self._layer, self._product, self._sink_scores = layer, None, None
+        self._family = self._all.of(layer)
 
     def leave(self) -> None:
         self._layer = None
@@ -195,7 +197,7 @@ class HuggingFaceModel:
         for layer in range(self.dims.n_layers):
             found[f"blocks.{layer}"] = self._module(fam.at("", layer))
             for name in BLOCK_COMPONENTS:
-                path = getattr(fam, name)
+                path = getattr(fam.of(layer), name)
                 if path is not None:
                     found[f"blocks.{layer}.{name}"] = self._module(fam.at(path, layer))
         return found
@@ -286,7 +288,7 @@ class HuggingFaceModel:
         after: Callable[[str, Callable[[torch.Tensor], None]], None],
         emit: OnSite,
     ) -> None:
-        fam, d = self.family, self.dims
+        fam = self.family.of(layer)
 
         def at(path: str) -> str:
             return fam.at(path, layer)
@@ -296,25 +298,16 @@ class HuggingFaceModel:
             factor = fam.residual_multiplier if kind in ("attn_out", "mlp_out") else 1.0
             return _times(factor, lambda tensor: emit(f"blocks.{layer}.{kind}", tensor))
 
-        def heads(kind: str, n: int | None) -> Callable[[torch.Tensor], None]:
-            """Emit [batch, pos, n, d_head]; None: the tensor is so already."""
-            return lambda t: emit(
-                f"blocks.{layer}.{kind}", t if n is None else t.unflatten(-1, (n, d.d_head))
-            )
-
         before(at(""), to("resid_pre"))
         after(at(""), to("resid_post"))
         if fam.ln1:
             after(at(fam.ln1), to("ln1"))
-        self._tap_projections(layer, after, heads, emit)
-        before(at(fam.attn), lambda _: tap.enter(layer))
-        after(at(fam.attn), lambda _: tap.leave())
-        before(at(fam.o), heads("attn.z", d.n_heads))
-        if fam.ln1_post:
-            after(at(fam.o), to("attn.out"))
-            after(at(fam.ln1_post), to("attn_out"))
-        else:
-            after(at(fam.o), to("attn_out"))
+        if fam.attn:
+            self._tap_attention(layer, tap, before, after, emit, to)
+        if fam.mixer:
+            after(at(fam.mixer), to("mixer_out"))
+        if fam.mlp is None:
+            return
         if fam.ln2:
             if not fam.parallel:
                 # The sum after the MLP reads this tensor too, and no hook can replace it there:
@@ -325,6 +318,38 @@ class HuggingFaceModel:
             before(at(fam.mlp), to("resid_mid"), shared=True)
         self._tap_mlp(layer, before, after, to)
 
+    def _tap_attention(
+        self,
+        layer: int,
+        tap: _AttentionTap,
+        before: Callable[..., None],
+        after: Callable[[str, Callable[[torch.Tensor], None]], None],
+        emit: OnSite,
+        to: Callable[[str], Callable[[torch.Tensor], None]],
+    ) -> None:
+        fam, d = self.family.of(layer), self.dims
+        assert fam.attn is not None
+        assert fam.o is not None
+
+        def at(path: str) -> str:
+            return fam.at(path, layer)
+
+        def heads(kind: str, n: int | None) -> Callable[[torch.Tensor], None]:
+            """Emit [batch, pos, n, d_head]; None: the tensor is so already."""
+            return lambda t: emit(
+                f"blocks.{layer}.{kind}", t if n is None else t.unflatten(-1, (n, d.d_head))
+            )
+
+        self._tap_projections(layer, after, heads, emit)
+        before(at(fam.attn), lambda _: tap.enter(layer))
+        after(at(fam.attn), lambda _: tap.leave())
+        before(at(fam.o), heads("attn.z", d.n_heads))
+        if fam.ln1_post:
+            after(at(fam.o), to("attn.out"))
+            after(at(fam.ln1_post), to("attn_out"))
+        else:
+            after(at(fam.o), to("attn_out"))
+
     def _tap_projections(
         self,
         layer: int,
@@ -332,7 +357,7 @@ class HuggingFaceModel:
         heads: Callable[[str, int | None], Callable[[torch.Tensor], None]],
         emit: OnSite,
     ) -> None:
-        fam, d = self.family, self.dims
+        fam, d = self.family.of(layer), self.dims
         counts = {"q": d.n_heads, "k": d.n_kv_heads, "v": d.n_kv_heads}
         if fam.qkv:
 
@@ -346,7 +371,7 @@ class HuggingFaceModel:
                         groups[..., :-2, :] = part.unflatten(-2, (d.n_kv_heads, d.group))
 
             after(fam.at(fam.qkv, layer), fused)
-        else:
+        elif fam.q:
             for name, count in counts.items():
                 after(fam.at(getattr(fam, name), layer), heads(f"attn.{name}", count))
         for name, norm in (("q", fam.q_norm), ("k", fam.k_norm)):
@@ -367,7 +392,8 @@ class HuggingFaceModel:
         after: Callable[[str, Callable[[torch.Tensor], None]], None],
         to: Callable[[str], Callable[[torch.Tensor], None]],
     ) -> None:
-        fam = self.family
+        fam = self.family.of(layer)
+        assert fam.mlp is not None
 
         def at(path: str) -> str:
             return fam.at(path, layer)

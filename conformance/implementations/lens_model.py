@@ -105,6 +105,10 @@ class LensModel(ABC):
     def hook_table(self) -> dict[str, str]:
         """Site kind -> hook name with ``{l}`` for the layer."""
 
+    def hook(self, kind: str, layer: int | None = None) -> str:
+        """The name of the hook that shows a site."""
+        return self.hook_table()[kind].format(l=layer)
+
     @abstractmethod
     def layout(self, kind: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """How to bring this hook's tensor to the site's axes; None if it already has them."""
@@ -147,7 +151,8 @@ class LensModel(ABC):
     def expected_hooks(self) -> tuple[dict[str, str], dict[str, str]]:
         """Site name -> hook name for every site this architecture has; and kinds not exposed."""
         absent = self.family.absent()
-        table = self.hook_table()
+        layers = range(self.dims.n_layers)
+        missing = [self.family.absent(layer) for layer in layers]
         sites: dict[str, str] = {}
         hidden: dict[str, str] = {}
         for kind in (*GLOBAL_KINDS, *BLOCK_KINDS):
@@ -158,10 +163,11 @@ class LensModel(ABC):
             if reason is not None:
                 hidden[kind.name] = reason
             elif kind in GLOBAL_KINDS:
-                sites[kind.name] = table[kind.name]
+                sites[kind.name] = self.hook(kind.name)
             else:
-                for layer in range(self.dims.n_layers):
-                    sites[f"blocks.{layer}.{kind.name}"] = table[kind.name].format(l=layer)
+                for layer in layers:
+                    if kind.name not in missing[layer]:
+                        sites[f"blocks.{layer}.{kind.name}"] = self.hook(kind.name, layer)
         return sites, hidden
 
     def run(

@@ -56,7 +56,7 @@ def constants_part(
     if factors(fam):
         lines.append(f"FACTORS = {literal(factors(fam))}  # applied outside the modules")
     if inside:
-        lines.append(f"ATTENTION = {text(fam.attn)}")
+        lines.append(f"ATTENTION = {text(fam.attn or '')}")
         lines.append(f"HEADS, KV_HEADS = {d.n_heads}, {d.n_kv_heads}")
     elif fam.qkv:
         lines.append(f"HEADS, KV_HEADS = {d.n_heads}, {d.n_kv_heads}")
@@ -105,7 +105,8 @@ def _places(fam: Family) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {
         "resid_pre": ("", "input"),
         "resid_post": ("", "output"),
-        "attn.z": (fam.o, "input"),
+        "attn.z": (fam.o or "", "input"),
+        "mixer_out": (fam.mixer or "", "output"),
         **dict.fromkeys(INSIDE, ("", "attention")),
     }
     for name in ("ln1", "ln2"):
@@ -119,12 +120,12 @@ def _places(fam: Family) -> dict[str, tuple[str, str]]:
         found["attn.q_normed"] = (fam.q_norm, "output")
         found["attn.k_normed"] = (fam.k_norm, "output")
     if fam.ln1_post:
-        found |= {"attn.out": (fam.o, "output"), "attn_out": (fam.ln1_post, "output")}
+        found |= {"attn.out": (fam.o or "", "output"), "attn_out": (fam.ln1_post, "output")}
     else:
-        found["attn_out"] = (fam.o, "output")
+        found["attn_out"] = (fam.o or "", "output")
     if not fam.parallel:
-        found["resid_mid"] = (fam.ln2 or fam.mlp, "input")
-    out = fam.mlp_contribution or fam.mlp
+        found["resid_mid"] = (fam.ln2 or fam.mlp or "", "input")
+    out = fam.mlp_contribution or fam.mlp or ""
     if fam.ln2_post:
         found |= {"mlp.out": (out, "output"), "mlp_out": (fam.ln2_post, "output")}
     else:

@@ -1,0 +1,48 @@
+"""Where each site and each weight of a HuggingFace architecture lives.
+
+This is data, written from the HuggingFace modelling files and independent of TransformerLens's
+own mapping (its mapping is what is under test). ``family(architecture, config)`` gives the
+description of one checkpoint; ``{l}`` stands for the layer. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from conformance.errors import FamilyError
+from conformance.families import decoders, recurrent
+from conformance.families.base import Dims, Family, dims
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["Dims", "Family", "architectures", "dims", "family"]
+
+_FAMILIES: Mapping[str, Family | Callable[[Any], Family]] = {
+    **decoders.FAMILIES,
+    **recurrent.FAMILIES,
+}
+
+
+def architectures() -> tuple[str, ...]:
+    """Every architecture this file describes, sorted."""
+    return tuple(sorted(_FAMILIES))
+
+
+def family(architecture: str, config: Any) -> Family:
+    """The description of one checkpoint.
+
+    Args:
+        architecture: the HuggingFace class name, as in ``models.toml``.
+        config: the checkpoint's HuggingFace config.
+
+    Raises:
+        FamilyError: nothing is known about this architecture.
+    """
+    entry = _FAMILIES.get(architecture)
+    if entry is None:
+        raise FamilyError(
+            f"architecture {architecture!r} is not described in conformance/families.py",
+            f"add an entry there and a twin; described: {', '.join(architectures())}",
+        )
+    return entry(config) if callable(entry) else entry

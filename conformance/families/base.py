@@ -1,0 +1,246 @@
+"""The description of one architecture, and the sizes of one checkpoint.
+
+Fields that are None mean that the architecture has no such module; :meth:`Family.absent` turns
+them into the reason that a report gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One architecture, as HuggingFace lays it out.
+
+    Attributes:
+        architecture: the HuggingFace class name.
+        block: path of one block.
+        embed, pos_embed, embed_ln: token embedding, learned positions, norm after embedding.
+        pos_offset: rows of the position table before position 0 (OPT keeps 2).
+        ln1, ln1_post, ln2, ln2_post: norms before and after attention and MLP, relative to the
+            block.
+        attn: the attention module, relative to the block; ``o`` its output projection. None in
+            a block that has none.
+        mixer: what mixes positions in attention's place, or beside it: a state-space model, a
+            linear attention, a short convolution. Its parameters keep HuggingFace's names.
+        q, k, v: separate projections; or ``qkv`` fused, laid out as ``qkv_layout``:
+            ``concat`` (all q, all k, all v), ``per_head`` (q, k, v of head 0, of head 1, ...),
+            ``grouped`` (queries of a group, its key, its value; next group).
+        qk_norm: norms of q and k over each head (``per_head``: applied to [batch, pos, head,
+            d_head]; ``per_head_transposed``: to [batch, head, pos, d_head]) or over all heads
+            at once (``full``).
+        mlp: the module whose input is the MLP's (None: a block has none); ``up``, ``down`` its projections, ``gate`` if
+            gated, or ``gate_up`` fused (gate first).
+        mlp_contribution: module whose output is added to the residual stream, if it is not
+            ``mlp`` itself (blocks whose MLP module also adds the residual).
+        router, experts: mixture of experts; ``expert_layout`` says how experts are stored.
+        shared, shared_gate: the expert that every token uses (laid out as a gated MLP), and the
+            projection whose sigmoid weights it.
+        parallel: attention and MLP read the same residual stream: there is no ``resid_mid``.
+        mlp_reads_ln1: the MLP of a parallel block reads ln1's output.
+        rotary: positions enter by rotating q and k.
+        sinks: parameter of per-head attention sinks, relative to ``attn``.
+        conv1d: weights are stored [in, out] (HuggingFace's ``Conv1D``).
+        norm_offset: norms multiply by 1 + weight (Gemma).
+        embed_scaled: the embedding multiplies by sqrt(d_model) (Gemma).
+        embed_multiplier: what the embedding's output is multiplied by outside its module.
+        residual_multiplier: what attention's and the MLP's outputs are multiplied by before they
+            are added to the residual stream (Granite).
+        unnamed: modules or parameters, relative to the block, that TransformerLens has no name
+            for (a latent projection, say): they keep HuggingFace's.
+        layers: where layers differ, one description for each; empty where all are alike.
+    """
+
+    architecture: str
+    block: str
+    embed: str
+    ln_final: str
+    attn: str | None = None
+    o: str | None = None
+    mixer: str | None = None
+    mlp: str | None = None
+    unembed: str = "lm_head"
+    pos_embed: str | None = None
+    pos_offset: int = 0
+    embed_ln: str | None = None
+    ln1: str | None = "input_layernorm"
+    ln1_post: str | None = None
+    ln2: str | None = "post_attention_layernorm"
+    ln2_post: str | None = None
+    q: str | None = None
+    k: str | None = None
+    v: str | None = None
+    qkv: str | None = None
+    qkv_layout: Literal["concat", "per_head", "grouped"] = "concat"
+    q_norm: str | None = None
+    k_norm: str | None = None
+    qk_norm: Literal["per_head", "per_head_transposed", "full"] | None = None
+    up: str | None = None
+    down: str | None = None
+    gate: str | None = None
+    gate_up: str | None = None
+    mlp_contribution: str | None = None
+    router: str | None = None
+    experts: str | None = None
+    expert_layout: Literal["gate_up_out_in", "interleaved_in_out"] | None = None
+    shared: str | None = None
+    shared_gate: str | None = None
+    parallel: bool = False
+    mlp_reads_ln1: bool = False
+    rotary: bool = True
+    sinks: str | None = None
+    conv1d: bool = False
+    norm_offset: bool = False
+    embed_scaled: bool = False
+    embed_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    notes: Mapping[str, str] = field(default_factory=dict)
+    unnamed: tuple[str, ...] = ()
+    layers: tuple[Family, ...] = ()
+
+    def of(self, layer: int) -> Family:
+        """The description of one layer; this one where all are alike."""
+        return self.layers[layer] if self.layers else self
+
+    @property
+    def every(self) -> tuple[Family, ...]:
+        """The descriptions of all kinds of layers."""
+        return tuple(self.layers) or (self,)
+
+    @property
+    def regular(self) -> bool:
+        """Whether every layer has heads with weights of their own, and an MLP or experts.
+
+        What TransformerLens says of heads and circuits holds for such models only.
+        """
+        return all(f.attn and (f.q or f.qkv) and f.mlp for f in self.every)
+
+    def at(self, path: str, layer: int) -> str:
+        """Full module path of something inside block ``layer``."""
+        base = self.block.format(l=layer)
+        return f"{base}.{path}" if path else base
+
+    @property
+    def moe(self) -> bool:
+        return self.experts is not None
+
+    @property
+    def gated(self) -> bool:
+        return self.gate is not None or self.gate_up is not None
+
+    def absent(self, layer: int | None = None) -> dict[str, str]:
+        """Site kinds that a layer does not have, each with the reason.
+
+        Args:
+            layer: which; None for the kinds that no layer has.
+        """
+        if layer is not None or not self.layers:
+            return _absent(self if layer is None else self.of(layer))
+        each = [_absent(f) for f in self.layers]
+        return {kind: why for kind, why in each[0].items() if all(kind in a for a in each)}
+
+
+def _absent(fam: Family) -> dict[str, str]:
+    reasons: dict[str, str] = {}
+
+    def missing(condition: bool, reason: str, *kinds: str) -> None:
+        if condition:
+            reasons.update(dict.fromkeys(kinds, reason))
+
+    missing(fam.pos_embed is None, "positions are not a learned table", "pos_embed")
+    missing(fam.ln1 is None, "attention reads the residual stream without a norm", "ln1")
+    missing(fam.qk_norm is None, "queries are not normalised", "attn.q_normed")
+    missing(fam.qk_norm is None, "keys are not normalised", "attn.k_normed")
+    missing(not fam.rotary, "queries are not rotated", "attn.rot_q")
+    missing(not fam.rotary, "keys are not rotated", "attn.rot_k")
+    missing(fam.ln1_post is None, "the same tensor as attn_out: no norm after", "attn.out")
+    joint = "queries, keys and values are not one projection each"
+    missing(fam.q is None and fam.qkv is None, joint, "attn.q", "attn.k", "attn.v")
+    missing(fam.attn is None, "the block has no attention", *_ATTENTION)
+    missing(fam.mixer is None, "the block has no mixer but attention", "mixer_out")
+    missing(fam.ln2_post is None, "the same tensor as mlp_out: no norm after", "mlp.out")
+    missing(fam.parallel, "attention and MLP read the same residual stream", "resid_mid")
+    missing(fam.ln2 is None, "the MLP has no norm of its own before it", "ln2")
+    missing(not fam.moe, "the MLP is dense", "mlp.router_logits")
+    missing(not fam.gated, "the MLP is not gated", "mlp.pre_linear")
+    inside = "activations live inside experts, each on its own tokens"
+    missing(fam.moe, inside, *_NEURONS)
+    missing(fam.down is None and not fam.moe, "the MLP is one module", *_NEURONS)
+    missing(fam.mlp is None, "the block has no MLP", *_MLP, "resid_mid", "ln2")
+    return {**reasons, **fam.notes}
+
+
+_ATTENTION = (
+    *("attn.q", "attn.k", "attn.v", "attn.q_normed", "attn.k_normed", "attn.rot_q", "attn.rot_k"),
+    *("attn.scores", "attn.pattern", "attn.z", "attn.out", "attn_out"),
+)
+_NEURONS = ("mlp.pre", "mlp.pre_linear", "mlp.post")
+_MLP = ("mlp.router_logits", *_NEURONS, "mlp.out", "mlp_out")
+
+
+def like(base: Family, architecture: str, **changes: Any) -> Family:
+    """A description that differs from another in some fields."""
+    return dataclasses.replace(base, architecture=architecture, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """Sizes of one checkpoint, read from its HuggingFace config."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_vocab: int
+    n_ctx: int
+    n_experts: int
+    windows: tuple[int | None, ...]
+
+    @property
+    def group(self) -> int:
+        """Query heads per key/value head."""
+        return self.n_heads // max(1, self.n_kv_heads)
+
+
+def _first(config: Any, *names: str, default: Any = None) -> Any:
+    for name in names:
+        value = getattr(config, name, None)
+        if value is not None:
+            return value
+    return default
+
+
+def dims(config: Any) -> Dims:
+    """Sizes from a HuggingFace config, whatever its architecture calls them."""
+    n_layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    n_heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads", default=0)
+    d_model = _first(config, "hidden_size", "n_embd", "d_model")
+    n_kv = _first(config, "num_key_value_heads", "num_kv_heads", default=n_heads)
+    if config.model_type == "falcon" and not config.new_decoder_architecture:
+        n_kv = 1 if config.multi_query else n_heads
+    layer_types = _first(config, "layer_types")
+    window = _first(config, "sliding_window", "window_size")
+    if config.model_type == "gpt_neo":
+        windows = tuple(window if t == "local" else None for t in config.attention_layers)
+    elif layer_types is not None:
+        windows = tuple(window if t == "sliding_attention" else None for t in layer_types)
+    else:
+        windows = (window if isinstance(window, int) else None,) * n_layers
+    return Dims(
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv,
+        d_model=d_model,
+        d_head=_first(config, "head_dim", default=d_model // max(1, n_heads)),
+        d_vocab=config.vocab_size,
+        n_ctx=_first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=2048),
+        n_experts=_first(config, "num_local_experts", "num_experts", default=0),
+        windows=windows,
+    )
