@@ -10,8 +10,8 @@ from twins import judge
 
 from conformance.checks.names import CHECKS
 from conformance.errors import NotApplicable
+from conformance.ledger.judging import expected
 from conformance.records import verdict_from_dict
-from conformance.runner import expected
 from conformance.spec import load_spec
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from conformance.checks.names import CHECKS
 from conformance.records import read
 from conformance.report import REPORT
+from conformance.report.stale import describe_stale
 from conformance.report.terminal import (
     WORDS,
     abridged,
@@ -46,6 +47,9 @@ def page(records: Records) -> str:
         lines += ["## What does not conform", ""]
         for verdict in bad:
             lines += ["```text", explain(abridged(verdict, shown)), "```", ""]
+    if records.stale:
+        lines += ["## Stale expected failures", "", _STALE, ""]
+        lines += [*(f"- {describe_stale(one)}" for one in records.stale), ""]
     if expected:
         lines += ["## Expected failures", "", *_expected(expected), ""]
     if doubts := _contradictions(verdicts):
@@ -63,6 +67,10 @@ _EXCUSED = (
     "their check was judged."
 )
 
+_STALE = (
+    "The ledger lists them, everything they cover was judged, and nothing fails as they say. "
+    "`conformance ledger update` proposes what to take out."
+)
 _CLOSE = (
     "The measurement that came nearest to its bound, as a fraction of it (1 would fail). "
     "*Same function* is judged in promoted float64, *same precision* in the dtype that users run, "
@@ -82,6 +90,11 @@ def _headline(records: Records, bad: Sequence[Verdict]) -> str:
     said = state(records)
     if said:
         return f"**{said}**"
+    if not bad and records.stale:
+        return (
+            "**Every port that was judged conforms**, expected failures aside; "
+            "**but the ledger of expected failures is stale.**"
+        )
     if not bad:
         return "**Every port that was judged conforms**, expected failures aside."
     models = sorted({f"{v.model} ({v.subject})" for v in bad})

@@ -19,6 +19,7 @@ from conformance.records import (
     Comparison,
     JudgementSummary,
     Records,
+    Stale,
     Verdict,
 )
 
@@ -81,12 +82,12 @@ def is_bad(verdict: Verdict) -> bool:
     return verdict.outcome in NONCONFORMING or verdict.outcome in HARNESS_FAILED
 
 
-def exit_code(outcomes: Iterable[str]) -> int:
-    """0 all right, 1 a port does not conform, 3 the harness itself failed."""
+def exit_code(outcomes: Iterable[str], stale: Sequence[Stale] = ()) -> int:
+    """0 all right, 1 a port does not conform or the ledger is stale, 3 the harness failed."""
     seen = set(outcomes)
     if seen & HARNESS_FAILED:
         return 3
-    return 1 if seen & NONCONFORMING else 0
+    return 1 if seen & NONCONFORMING or stale else 0
 
 
 def explain(verdict: Verdict, *, models: str | None = None, alike: Sequence[Verdict] = ()) -> str:
@@ -357,6 +358,8 @@ def summary(records: Records) -> list[str]:
     ]
     if records.footer is not None:
         lines.append(f"finished in {_duration(records.footer.duration_s)}")
+    if records.stale:
+        lines.append(f"STALE: {len(records.stale)} of what the ledger expects no longer shows")
     said = state(records)
     return [*lines, said] if said else lines
 
