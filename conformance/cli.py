@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from conformance.commands.compare import compare
 from conformance.errors import ConformanceError
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ app = typer.Typer(
 
 _Models = Annotated[Path, typer.Option("--models", metavar="FILE", help="The models to check.")]
 _MODELS = Path("models.toml")
+
+
+app.command()(compare)
 
 
 def main() -> None:
