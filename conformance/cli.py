@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from conformance.commands.compare import compare
+from conformance.commands.gate import gate
 from conformance.errors import ConformanceError
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ _Models = Annotated[Path, typer.Option("--models", metavar="FILE", help="The mod
 _MODELS = Path("models.toml")
 
 
-app.command()(compare)
+for _command in (compare, gate):
+    app.command()(_command)
 
 
 def main() -> None:

@@ -206,5 +206,4 @@ def _change(was: str | None, now: str | None) -> Change | None:
 
 def migrations(sides: Sides) -> list[tuple[Column, Column]]:
     """The moves that users make: from every other column to the last."""
-    *earlier, last = sides.columns or [None]
-    return [] if last is None else [(column, last) for column in earlier if column is not None]
+    return [(column, sides.columns[-1]) for column in sides.columns[:-1]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -10,6 +9,8 @@ import typer
 from conformance.errors import RecordsError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conformance.errors import ConformanceError
     from conformance.records import Records
 

@@ -114,7 +114,7 @@ def _of_version(sides: Sides, version: str) -> list[Verdict]:
 
 
 def _details(version: str, verdicts: Sequence[Verdict]) -> list[str]:
-    outcomes = Counter(verdict.outcome for verdict in verdicts)
+    outcomes: Counter[str] = Counter(verdict.outcome for verdict in verdicts)
     models = len({verdict.model for verdict in verdicts})
     title = [f"## TransformerLens {version}", "", f"{models} models, {counts(outcomes)}.", ""]
     return [*title, *matrix(verdicts), "", *measured(verdicts, "###")]
