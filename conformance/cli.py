@@ -17,6 +17,8 @@ import typer
 
 from conformance.commands.compare import compare
 from conformance.commands.gate import gate
+from conformance.commands.report import report
+from conformance.commands.schema import schema
 from conformance.errors import ConformanceError
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ _Models = Annotated[Path, typer.Option("--models", metavar="FILE", help="The mod
 _MODELS = Path("models.toml")
 
 
-for _command in (compare, gate):
+for _command in (compare, report, gate, schema):
     app.command()(_command)
 
 

@@ -183,7 +183,11 @@ def gate(run: Run, baseline: Run, rules: Iterable[Rule] = RULES) -> list[Finding
 
 def still_failing(run: Run, baseline: Run) -> int:
     """How many cases fail, or are errors, just as they did before."""
-    return sum(v.outcome in _BAD and baseline.outcome(c) in _BAD for c, v in run.verdicts.items())
+    before = baseline.verdicts
+    return sum(
+        v.outcome in _BAD and c in before and _signature(v) == _signature(before[c])
+        for c, v in run.verdicts.items()
+    )
 
 
 def differences(run: Run, baseline: Run) -> Sequence[str]:

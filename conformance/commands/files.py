@@ -53,6 +53,8 @@ def put(text: str, out: Path | None) -> None:
     Raises:
         RecordsError: the file cannot be written.
     """
+    # A lone surrogate, as in the name of a file, has no bytes; JSON reads the escape back.
+    text = text.encode(errors="backslashreplace").decode()
     if out is None or str(out) == "-":
         typer.echo(text.rstrip("\n"))
         return
