@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from conformance.records import EXECUTED, OUTCOMES, Footer, Records, Verdict
 from conformance.report.gating import lines
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 

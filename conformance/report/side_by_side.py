@@ -188,7 +188,10 @@ def _grid_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Renderabl
 def as_json(sides: Sides, by: By, moves: Sequence[tuple[Column, Column]]) -> str:
     """The same for machines."""
     rows = {
-        name: {c.label: _cell(sides, c, models) for c in sides.columns} | {"models": models}
+        name: {
+            "models": models,
+            "cells": {c.label: _cell(sides, c, models) for c in sides.columns},
+        }
         for name, models in sides.rows(by).items()
     }
     plain = {

@@ -33,9 +33,9 @@ _LONGEST = 8192
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A piece that is shown whole or not at all."""
+    """A piece that is shown whole or not at all; what it is called when left out, if counted."""
 
-    kind: str
+    kind: str | None
     text: str
 
 
@@ -49,7 +49,7 @@ def step_summary(run: Run, baseline: Run | None = None, limit: int = LIMIT) -> s
     """
     shown: list[str] = []
     room = limit - _NOTE
-    left: Counter[str] = Counter()
+    left: Counter[str | None] = Counter()
     for block in _blocks(run, baseline):
         size = _size(block.text) + 1
         if left or size > room:
@@ -58,7 +58,7 @@ def step_summary(run: Run, baseline: Run | None = None, limit: int = LIMIT) -> s
             shown.append(block.text)
             room -= size
     if left:
-        said = ", ".join(f"{count} {kind}" for kind, count in left.items())
+        said = ", ".join(f"{count} {kind}" for kind, count in left.items() if kind)
         shown.append(f"**Truncated** to stay under {limit} bytes. Left out: {said}.")
     return "\n".join(shown) + "\n"
 
@@ -71,24 +71,24 @@ def _blocks(run: Run, baseline: Run | None) -> Iterator[_Block]:
     records = run.records
     found = [] if baseline is None else gate(run, baseline)
     blocking = [f for f in found if f.blocks]
-    yield _Block("headlines", _headline(records, len(blocking), baseline is not None))
+    yield _Block(None, _headline(records, len(blocking), baseline is not None))
     groups = grouped(blocking)
     if groups:
-        yield _Block("headings", "## What got worse\n")
+        yield _Block(None, "## What got worse\n")
     for group in groups:
         yield _Block("changes for the worse", _change(group))
     told = {f.case for f in blocking}
     bad = [v for v in ordered(records.verdicts) if is_bad(v)]
     bad = [v for v in bad if (v.model, v.subject, v.check) not in told]
     if bad:
-        yield _Block("headings", "## What does not conform\n")
+        yield _Block(None, "## What does not conform\n")
     seen: dict[str, str] = {}
     for verdict in bad:
         yield _Block("failures", _fence(explain(abridged(verdict, seen))))
     yield from _table(records)
     defects = known_defects(records.verdicts)
     if defects:
-        yield _Block("headings", "\n## Known defects\n")
+        yield _Block(None, "\n## Known defects\n")
     yield from (_Block("known defects", line) for line in defects)
 
 
@@ -102,7 +102,11 @@ def _headline(records: Records, worse: int, compared: bool) -> str:
     else:
         first = "Every port that was judged conforms, known defects aside."
     if compared:
-        first += f" {worse} changes for the worse." if worse else " Nothing got worse."
+        first += (
+            f" {worse} change{'s' if worse > 1 else ''} for the worse."
+            if worse
+            else " Nothing got worse."
+        )
     details = [f"- {line}" for line in (*summary(records), *left_out(records.verdicts))]
     return "\n".join(["# Conformance", "", f"**{first}**", "", *details, ""])
 
@@ -125,5 +129,5 @@ def _table(records: Records) -> Iterator[_Block]:
         return
     head, rows = grid(sides, "architecture")
     first, second, *body = table(head, rows)
-    yield _Block("headings", f"## By architecture\n\n{LEGEND}\n\n{first}\n{second}")
+    yield _Block(None, f"## By architecture\n\n{LEGEND}\n\n{first}\n{second}")
     yield from (_Block("architectures", line) for line in body)
