@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jsonschema.exceptions import best_match
 
 from conformance.checks.names import CHECKS
-from conformance.records import OUTCOMES, Footer, Header, Records, Verdict, to_json
+from conformance.records import OUTCOMES, Footer, Header, Record, Records, Verdict, to_json
 from conformance.schema import records_schema
 
 if TYPE_CHECKING:
@@ -53,15 +53,16 @@ def run(
         "/elsewhere/models.toml",
         "a" * 64,
     )
-    counted = dict(Counter(v.outcome for v in made))
+    counted: Counter[str] = Counter(v.outcome for v in made)
     asked = len(made) if selected is None else selected
-    footer = Footer("2026-01-01T00:10:00+00:00", 0, 600.0, {**counted}, asked)
+    footer = Footer("2026-01-01T00:10:00+00:00", 0, 600.0, dict(counted), asked)
     return Records(header, made, None if cut else footer)
 
 
 def write(records: Records, path: Path) -> Path:
     """A records file."""
-    lines = [records.header, *records.verdicts, *([records.footer] if records.footer else [])]
+    lines: list[Record] = [records.header, *records.verdicts]
+    lines += [records.footer] if records.footer else []
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(to_json(line) + "\n" for line in lines), encoding="utf-8")
     return path
