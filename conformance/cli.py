@@ -1,4 +1,4 @@
-"""``conformance run | models | show | prove | explain``: a thin face on the suite and its records.
+"""``conformance run | show | compare | report | gate | ...``: a thin face on the suite and records.
 
 Exit codes: 0 all right, 1 a port does not conform, 2 usage, 3 the harness itself failed,
 130 interrupted.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from conformance.checks.names import CHECKS
 from conformance.records import EXECUTED, HARNESS_FAILED, NONCONFORMING
 
 if TYPE_CHECKING:
@@ -172,13 +173,18 @@ RULES: tuple[Rule, ...] = (
 def gate(run: Run, baseline: Run, rules: Iterable[Rule] = RULES) -> list[Finding]:
     """Everything that the rules find, in their order; empty if nothing changed.
 
-    Cases come in the order of their names: the order of lines in a file, which workers decide,
-    does not show.
+    Cases come by model, subject and place of the check: the order of lines in a file, which
+    workers decide, does not show.
     """
-    found: list[Finding] = []
-    for rule in rules:
-        found += sorted(rule(run, baseline), key=lambda f: (f.case is not None, f.case or ()))
-    return found
+    return [f for rule in rules for f in sorted(rule(run, baseline), key=_place)]
+
+
+def _place(finding: Finding) -> tuple[bool, str, str, int, str]:
+    case = finding.case
+    if case is None:
+        return False, "", "", 0, ""
+    known = CHECKS.index(case.check) if case.check in CHECKS else len(CHECKS)
+    return True, case.model, case.subject, known, case.check
 
 
 def still_failing(run: Run, baseline: Run) -> int:

@@ -63,13 +63,12 @@ class Standing:
     @property
     def words(self) -> str:
         """The standing in a table's cell, read without colour."""
-        if self.state in (NOT_APPLICABLE, NOT_RUN) and not self.judged:
+        if not self.judged:
             return self.state
         parts = [] if self.state != CONFORMS else [CONFORMS]
         parts += [self._listed(s) for s in STATES[: STATES.index(CONFORMS)] if s in self.checks]
-        whole = [c for c, n in self.checks.get(NOT_APPLICABLE, {}).items() if n == self.judged]
-        if whole:
-            parts.append(f"n/a: {', '.join(whole)}")
+        if NOT_APPLICABLE in self.checks:
+            parts.append(self._listed(NOT_APPLICABLE))
         if self.judged < self.models:
             parts.append(f"{self.judged} of {self.models} models judged")
         return "; ".join(parts)

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from jsonschema.exceptions import best_match
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Row = tuple[str, str, str, str]
+#: For tests of whole runs, which are slow where a machine is busy.
+few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def verdict(model: str, subject: str, check: str, outcome: str, **fields: Any) -> Verdict:

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_runs import Row, rows, run, verdict, write
+from made_runs import Row, few, rows, run, verdict, write
 from typer.testing import CliRunner
 
 from conformance.cli import app
@@ -93,6 +93,7 @@ def test_junit_holds_metrics_as_properties() -> None:
     assert found["same_function.measured"] == "nan"
 
 
+@few
 @given(rows(), st.booleans())
 def test_junit_counts_what_it_holds(made: list[Row], cut: bool) -> None:
     root = ElementTree.fromstring(junit(run(made, cut=cut)))
@@ -106,6 +107,7 @@ def test_junit_counts_what_it_holds(made: list[Row], cut: bool) -> None:
         assert int(suite.get("tests", "")) == len(suite.findall("testcase"))
 
 
+@few
 @given(st.text())
 def test_junit_can_be_read_whatever_a_reason_holds(reason: str) -> None:
     made = verdict("m", "bridge", "loss", "crashed", reason=f"x{reason}\x1b[1m\x00\ud800")
@@ -172,6 +174,7 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
+@few
 @given(rows(), st.booleans())
 def test_ctrf_is_what_the_format_says(made: list[Row], cut: bool) -> None:
     report = strict(ctrf(run(made, cut=cut)))
@@ -295,6 +298,7 @@ def test_a_summary_of_much_stays_under_one_mebibyte_and_says_what_is_left_out() 
     assert text.count("````text") == shown
 
 
+@few
 @given(rows(), st.integers(2048, 6000))
 def test_the_limit_holds(made: list[Row], limit: int) -> None:
     text = step_summary(Run("run", run(made)), Run("baseline", run([])), limit)

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from fakes import models_toml, run_suite
 from hypothesis import given
-from made_runs import obeys_the_schema
+from made_runs import few, obeys_the_schema
 from test_records import all_verdicts
 from typer.testing import CliRunner
 
@@ -19,6 +19,7 @@ from conformance.cli import app
 from conformance.records import Verdict, to_json
 
 
+@few
 @given(all_verdicts)
 def test_every_verdict_obeys_it(verdict: Verdict) -> None:
     assert obeys_the_schema(to_json(verdict))

@@ -11,7 +11,7 @@ import pytest
 from fakes import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from made_runs import Row, rows, run, verdict, write
+from made_runs import Row, few, rows, run, verdict, write
 from typer.testing import CliRunner
 
 from conformance.cli import app
@@ -68,6 +68,7 @@ def test_models_are_counted_where_not_all_have_it() -> None:
     assert said == "fails: logits in 1 of 3 models; known defect: hooks; 3 of 5 models judged"
 
 
+@few
 @given(st.lists(st.sampled_from([*OUTCOMES, ""]), min_size=1, max_size=5))
 def test_only_what_wholly_passed_conforms(outcomes: list[str]) -> None:
     made = [
@@ -127,6 +128,7 @@ def test_what_a_user_who_migrates_gets() -> None:
     assert back == {("a", "logits"): "worse", ("a", "loss"): "better", ("b", "logits"): "gone"}
 
 
+@few
 @given(rows(), rows())
 def test_every_case_judged_on_either_side_is_counted(old: list[Row], new: list[Row]) -> None:
     sides = side_by_side([run(old, version="1"), run(new, version="2")])
