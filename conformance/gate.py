@@ -100,7 +100,7 @@ def _problems(records: Records) -> Iterator[str]:
     if any(count > 1 for count in cases.values()):
         yield "holds more than one verdict of a case: its file is damaged"
     if (records.missing or 0) > 0:
-        yield f"stopped early: {records.missing} of its verdicts were not reached"
+        yield f"stopped early: it lacks {records.missing} of the verdicts it was to reach"
     counted = Counter(v.outcome for v in records.verdicts)
     if counted != Counter(records.footer.outcomes):
         yield "does not hold the verdicts that its footer counts: its file is damaged"

@@ -203,6 +203,15 @@ def test_the_text_says_what_changed_and_how_to_see_it_again() -> None:
     ]
 
 
+def test_the_last_line_counts_what_blocks() -> None:
+    short = run([("m", "bridge", "loss", "xpassed"), ("n", "bridge", "loss", "failed")], selected=3)
+    sides = Run("run", short), Run("baseline", run([("m", "bridge", "loss", "xfailed")]))
+    assert lines(gate(*sides), *sides)[-1] == (
+        "gate: FAILED: 1 problem of the files, 1 new failure, 1 unexpected pass "
+        "(2 verdicts against 1 of the baseline)"
+    )
+
+
 def test_what_did_not_change_is_not_told() -> None:
     made = [("a", "bridge", check, "passed") for check in ("weights", "loss")]
     assert told(made, made) == [

@@ -162,7 +162,9 @@ CTRF = closed(
                 extra=OBJECT,
             ),
         },
-        environment=closed("", appName=TEXT, appVersion=TEXT, osPlatform=TEXT, extra=OBJECT),
+        environment=closed(
+            "", appName=TEXT, appVersion=TEXT, osPlatform=TEXT, osVersion=TEXT, extra=OBJECT
+        ),
     ),
 )
 

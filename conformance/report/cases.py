@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from conformance.records import HARNESS_FAILED, NONCONFORMING, to_json
-from conformance.report.terminal import explain, state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,16 +34,6 @@ def message(verdict: Verdict) -> str:
     """One line: why it did not pass."""
     reason = (verdict.reason or "no reason given").splitlines()[0]
     return f"{verdict.outcome.replace('_', ' ')}: {reason}"
-
-
-def story(verdict: Verdict) -> str:
-    """All there is to say of a verdict that did not pass."""
-    return explain(verdict)
-
-
-def incomplete(records: Records) -> str | None:
-    """What a report must say, as a failure of its own, of a run that did not reach its end."""
-    return state(records)
 
 
 def plain(verdict: Verdict) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import uuid
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from conformance.report.cases import incomplete, message, plain, span, status, story
-from conformance.report.terminal import ordered
+from conformance.report.cases import message, plain, span, status
+from conformance.report.terminal import explain, ordered, state
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -27,7 +27,7 @@ def ctrf(records: Records) -> str:
     """
     start, stop = span(records)
     tests = [_test(verdict) for verdict in ordered(records.verdicts)]
-    if cut := incomplete(records):
+    if cut := state(records):
         tests.append(
             {
                 "name": "conformance/run",
@@ -49,7 +49,7 @@ def ctrf(records: Records) -> str:
     report = {
         "reportFormat": "CTRF",
         "specVersion": _SPEC_VERSION,
-        "reportId": str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(plain_header(header)))),
+        "reportId": str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(_identity(header)))),
         "timestamp": stop.isoformat(),
         "generatedBy": "lens-conformance",
         "results": {
@@ -62,7 +62,7 @@ def ctrf(records: Records) -> str:
     return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def plain_header(header: Header) -> dict[str, Any]:
+def _identity(header: Header) -> dict[str, Any]:
     """What identifies a run."""
     return {
         "started": header.started,
@@ -80,8 +80,9 @@ def _environment(header: Header) -> dict[str, Any]:
     return {
         "appName": "transformer-lens",
         "appVersion": header.versions.get("transformer-lens", "not recorded"),
-        "osPlatform": header.platform,
-        "extra": {**plain_header(header), "seeds": dict(header.seeds)},
+        "osPlatform": header.platform.split("-")[0].lower(),
+        "osVersion": header.platform,
+        "extra": {**_identity(header), "seeds": dict(header.seeds)},
     }
 
 
@@ -98,7 +99,7 @@ def _test(verdict: Verdict) -> dict[str, Any]:
         "tags": [verdict.check, f"{verdict.evidence} weights"],
     }
     if found != "passed":
-        test |= {"message": message(verdict), "trace": story(verdict)}
+        test |= {"message": message(verdict), "trace": explain(verdict)}
     kept = ("architecture", "evidence", "first_divergence", "peak_bytes", "metrics")
     return {**test, "extra": {name: data[name] for name in kept} | {"judgements": data["verdict"]}}
 

@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 
 #: How many lines each kind of finding that does not block may take.
 _SHOWN = 10
-_PLURALS = {
-    "INCOMPLETE": "incomplete runs",
-    "REGRESSION": "regressions",
-    "NEW FAILURE": "new failures",
-    "ANOTHER FAILURE": "failures of another kind",
-    "UNEXPECTED PASS": "unexpected passes",
-    "NOT EXECUTED": "checks no longer executed",
+#: How findings of a kind are counted; others take an s.
+_COUNTED = {
+    "INCOMPLETE": ("problem of the files", "problems of the files"),
+    "ANOTHER FAILURE": ("failure of another kind", "failures of another kind"),
+    "UNEXPECTED PASS": ("unexpected pass", "unexpected passes"),
+    "NOT EXECUTED": ("check no longer executed", "checks no longer executed"),
 }
 _QUIET = {"known defect": "now listed as a known defect"}
 
@@ -118,8 +117,10 @@ def _conclusion(found: Sequence[Finding], run: Run, baseline: Run) -> list[str]:
     blocking = Counter(f.kind for f in found if f.blocks)
     if not blocking:
         return [*text, f"gate: passed: nothing blocks ({compared})"]
-    said = ", ".join(
-        f"{count} {kind.lower() if count == 1 else _PLURALS.get(kind, kind.lower())}"
-        for kind, count in blocking.items()
-    )
+    said = ", ".join(f"{count} {_named(kind, count)}" for kind, count in blocking.items())
     return [*text, f"gate: FAILED: {said} ({compared})"]
+
+
+def _named(kind: str, count: int) -> str:
+    one, many = _COUNTED.get(kind, (kind.lower(), f"{kind.lower()}s"))
+    return one if count == 1 else many

@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from conformance.report.cases import figures, incomplete, message, span, status, story
-from conformance.report.terminal import ordered
+from conformance.report.cases import figures, message, span, status
+from conformance.report.terminal import explain, ordered, state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ def junit(records: Records) -> str:
         for verdict in verdicts:
             _case(suite, verdict)
         _count(suite, sum(v.duration_s for v in verdicts))
-    if cut := incomplete(records):
+    if cut := state(records):
         suite = _element(suites, "testsuite", name="conformance/run")
         case = _element(suite, "testcase", classname="conformance", name="run", time="0")
         _element(case, "error", type="incomplete", message=cut).text = _clean(cut)
@@ -67,7 +67,7 @@ def _case(suite: ElementTree.Element, verdict: Verdict) -> None:
     if found == "passed":
         return
     end = _element(case, _TAGS[found], type=verdict.outcome, message=message(verdict))
-    end.text = _clean(story(verdict))
+    end.text = _clean(explain(verdict))
 
 
 def _properties(parent: ElementTree.Element, values: Mapping[str, str]) -> None:
