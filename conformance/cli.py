@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from conformance.commands.compare import compare
+from conformance.commands.gate import gate
+from conformance.commands.report import report
+from conformance.commands.schema import schema
 from conformance.errors import ConformanceError
 from conformance.ledger.command import app as ledger
 
@@ -42,6 +46,10 @@ app.add_typer(ledger, name="ledger")
 
 _Models = Annotated[Path, typer.Option("--models", metavar="FILE", help="The models to check.")]
 _MODELS = Path("models.toml")
+
+
+for _command in (compare, report, gate, schema):
+    app.command()(_command)
 
 
 def main() -> None:

@@ -37,6 +37,8 @@ OUTCOMES: tuple[str, ...] = get_args(Outcome)
 NONCONFORMING: frozenset[str] = frozenset({"failed", "crashed", "timeout", "oom", "xpassed"})
 #: Outcomes that mean "the harness itself failed" (exit code 3).
 HARNESS_FAILED: frozenset[str] = frozenset({"error"})
+#: Outcomes that say something of the port: the check was executed and came to an end of its own.
+EXECUTED: frozenset[str] = NONCONFORMING | {"passed", "xfailed"}
 
 Judgement = Literal["same_function", "same_precision", "exact", "structure"]
 

@@ -209,11 +209,25 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _commands(verdict: Verdict, models: str | None) -> list[str]:
-    options = ["--model", verdict.model, "--subject", verdict.subject, "--check", verdict.check]
+    run = run_command(verdict.model, verdict.subject, [verdict.check], models)
+    options = run.removeprefix("conformance run ")
+    return [run, f"pytest --pyargs conformance.suite {options}"]
+
+
+def run_command(model: str, subject: str, checks: Iterable[str], models: str | None = None) -> str:
+    """The command that judges one port again.
+
+    Args:
+        model: its id.
+        subject: its subject.
+        checks: which checks.
+        models: the ``models.toml``; None where the default serves.
+    """
+    options = ["--model", model, "--subject", subject]
+    options += [part for check in checks for part in ("--check", check)]
     if models is not None:
         options = ["--models", models, *options]
-    text = shlex.join(options)
-    return [f"conformance run {text}", f"pytest --pyargs conformance.suite {text}"]
+    return f"conformance run {shlex.join(options)}"
 
 
 def counts(outcomes: Mapping[str, int]) -> str:
