@@ -4,8 +4,9 @@ Where the suite is not what is run it does nothing but offer ``--conformance-...
 short names are registered only for runs of the suite and only where nobody else took them. It
 imports the standard library and pytest; the rest follows when there is something to run.
 
-Exit codes of a run of the suite: 0 all right, 1 a port does not conform, 2 usage (or
-interrupted, which is pytest's own meaning of 2), 3 the harness itself failed.
+Exit codes of a run of the suite: 0 all right, 1 a port does not conform or the ledger of expected
+failures is stale, 2 usage (or interrupted, which is pytest's own meaning of 2), 3 the harness
+itself failed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import pytest
 if TYPE_CHECKING:
     from conformance.isolation import Isolation
     from conformance.recorder import Recorder
-    from conformance.records import JudgementSummary, Verdict
+    from conformance.records import JudgementSummary, Stale, Verdict
     from conformance.runner import Runner
     from conformance.selection import Case
     from conformance.spec import Spec
@@ -150,6 +151,7 @@ class _Run:
     runner: Runner | None = None
     selected: int = 0
     shown: dict[str, str] = field(default_factory=dict)
+    stale: tuple[Stale, ...] = ()
 
     @property
     def models_option(self) -> str | None:
@@ -535,12 +537,23 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     run.close()
     if _is_worker(session.config):
         return
+    run.stale = _stale(run)
     session.exitstatus = _exit_status(session, int(exitstatus), run)
     if run.recorder is not None:
-        run.recorder.finish(int(session.exitstatus))
+        run.recorder.finish(int(session.exitstatus), run.stale)
         from conformance.report.markdown import write_page
 
         write_page(run.recorder.path)
+
+
+def _stale(run: _Run) -> tuple[Stale, ...]:
+    """What the ledger lists and no verdict of this run, whichever process reached it, showed."""
+    if run.recorder is None or run.spec.ledger is None:
+        return ()
+    from conformance.ledger.stale import stale
+    from conformance.records import read
+
+    return stale(run.spec, [read(run.recorder.path)])
 
 
 def _exit_status(session: pytest.Session, status: int, run: _Run) -> int:
@@ -560,7 +573,7 @@ def _exit_status(session: pytest.Session, status: int, run: _Run) -> int:
     lost = run.selected - outcomes.total()
     if lost > 0 and not stopped:
         return _HARNESS
-    return exit_code(outcomes) or int(status)
+    return exit_code(outcomes, run.stale) or int(status)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -582,6 +595,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if run is None or config.getoption("collectonly"):
         return
     from conformance.report import REPORT
+    from conformance.report.stale import stale_lines
     from conformance.report.terminal import counts
 
     terminalreporter.section("conformance")
@@ -591,6 +605,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.line(counts(run.recorder.outcomes))
     terminalreporter.line(f"records: {run.recorder.path}")
     terminalreporter.line(f"report: {run.recorder.path.with_name(REPORT)}")
+    for line in stale_lines(run.stale):
+        terminalreporter.line(line)
     lost = run.selected - run.recorder.outcomes.total()
     if lost:
         terminalreporter.line(f"{lost} of {run.selected} verdicts were not reached")

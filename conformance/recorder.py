@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from conformance.records import Stale
     from conformance.spec import Spec
 
 FILE_NAME = "records.jsonl"
@@ -68,14 +69,15 @@ class Recorder:
         self.outcomes[verdict.outcome] += 1
         write(verdict, self._stream)
 
-    def finish(self, exit_code: int) -> None:
-        """Append the footer."""
+    def finish(self, exit_code: int, stale: Sequence[Stale] = ()) -> None:
+        """Append the footer; ``stale`` is what the run found stale in the ledger."""
         footer = Footer(
             finished=now(),
             exit_code=exit_code,
             duration_s=round(time.monotonic() - self._began, 3),
             outcomes=dict(sorted(self.outcomes.items())),
             selected=self._selected,
+            stale=tuple(stale),
         )
         write(footer, self._stream)
         self._stream.close()
@@ -101,6 +103,7 @@ def header(spec: Spec, command: Sequence[str]) -> Header:
         seeds=dict(SEEDS),
         models_toml=str(spec.path),
         models_toml_sha256=spec.sha256,
+        ledger_sha256=spec.ledger.sha256 if spec.ledger else None,
         command=tuple(command),
     )
 

@@ -37,6 +37,8 @@ OUTCOMES: tuple[str, ...] = get_args(Outcome)
 NONCONFORMING: frozenset[str] = frozenset({"failed", "crashed", "timeout", "oom", "xpassed"})
 #: Outcomes that mean "the harness itself failed" (exit code 3).
 HARNESS_FAILED: frozenset[str] = frozenset({"error"})
+#: Outcomes that say something of the port: the check was executed and came to an end of its own.
+EXECUTED: frozenset[str] = NONCONFORMING | {"passed", "xfailed"}
 
 Judgement = Literal["same_function", "same_precision", "exact", "structure"]
 
@@ -120,7 +122,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """First line of a records file."""
+    """First line of a records file. ``ledger_sha256`` is None where models.toml names no ledger."""
 
     started: str
     versions: Mapping[str, str]
@@ -129,8 +131,33 @@ class Header:
     models_toml: str
     models_toml_sha256: str
     command: tuple[str, ...] = ()
+    ledger_sha256: str | None = None
     schema_version: int = SCHEMA_VERSION
     kind: Literal["header"] = "header"
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """What the ledger of expected failures lists and the run no longer showed.
+
+    Attributes:
+        file: the ledger's name.
+        line: of the entry, where it is known.
+        subject: of the entry.
+        check: of the entry; ``*`` for all.
+        link: where the defect is described.
+        what: ``entry``: no port it covers fails as it says; ``models``: those of ``names`` do not;
+            ``kinds``: nothing fails at those kinds of site.
+        names: what is stale.
+    """
+
+    file: str
+    line: int | None
+    subject: str
+    check: str
+    link: str
+    what: Literal["entry", "models", "kinds"]
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +173,7 @@ class Footer:
     duration_s: float
     outcomes: Mapping[str, int]
     selected: int | None = None
+    stale: tuple[Stale, ...] = ()
     kind: Literal["footer"] = "footer"
 
 
@@ -229,6 +257,11 @@ class Records:
         return self.footer is None
 
     @property
+    def stale(self) -> tuple[Stale, ...]:
+        """What of the ledger the run found stale."""
+        return self.footer.stale if self.footer else ()
+
+    @property
     def missing(self) -> int | None:
         """How many verdicts were asked for and not reached; None where that is not known."""
         if self.footer is None or self.footer.selected is None:
@@ -257,7 +290,7 @@ def read(path: Path) -> Records:
         elif kind == "verdict":
             verdicts.append(verdict_from_dict(data))
         elif kind == "footer":
-            footer = _build(Footer, data, path)
+            footer = _build(Footer, {**data, "stale": _stale(data, path)}, path)
         else:
             raise RecordsError(f"{path}:{number}: unknown kind {kind!r}", "the file is damaged")
     if header is None:
@@ -265,7 +298,12 @@ def read(path: Path) -> Records:
     return Records(header, tuple(verdicts), footer)
 
 
-T = TypeVar("T", Header, Footer)
+T = TypeVar("T", Header, Footer, Stale)
+
+
+def _stale(data: Mapping[str, Any], path: Path) -> tuple[Stale, ...]:
+    listed = data.get("stale", ())
+    return tuple(_build(Stale, {**one, "names": tuple(one["names"])}, path) for one in listed)
 
 
 def _build(kind: type[T], data: Mapping[str, Any], path: Path) -> T:

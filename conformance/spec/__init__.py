@@ -1,20 +1,24 @@
-"""``models.toml`` -> :class:`Spec`: validated whole, every problem reported at once.
+"""``models.toml`` and its ledger -> :class:`Spec`: validated whole, every problem reported at once.
 
 Importing this package imports no tensor library.
 """
 
 from __future__ import annotations
 
+from conformance.spec.defects import named, relisted, runs
 from conformance.spec.reading import load_spec
 from conformance.spec.tables import (
     BUILTIN_SUBJECTS,
     EVERY_CHECK,
     SCHEMA_VERSION,
+    Defect,
     DTypeName,
     ExpectedFailure,
     HubSource,
+    Ledger,
     ModelSpec,
     PathSource,
+    Showing,
     Source,
     Spec,
     SubjectSpec,
@@ -28,10 +32,13 @@ __all__ = [
     "EVERY_CHECK",
     "SCHEMA_VERSION",
     "DTypeName",
+    "Defect",
     "ExpectedFailure",
     "HubSource",
+    "Ledger",
     "ModelSpec",
     "PathSource",
+    "Showing",
     "Source",
     "Spec",
     "SubjectSpec",
@@ -39,4 +46,7 @@ __all__ = [
     "WheelPackage",
     "WheelSource",
     "load_spec",
+    "named",
+    "relisted",
+    "runs",
 ]

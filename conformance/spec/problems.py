@@ -1,4 +1,4 @@
-"""What is wrong in ``models.toml``: collected, each with its place and what would be right."""
+"""What is wrong in ``models.toml`` or its ledger: each problem with its place and a hint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from conformance.spec.tables import (
     EVERY_CHECK,
     ID_HINT,
     SHA256_HINT,
-    ExpectedFailure,
     Showing,
     Table,
     WheelPackage,
@@ -53,22 +52,32 @@ class Report:
         """The line of the header of a ``[[model]]`` table, where it is known."""
         return self._lines[index] if self._lines else None
 
-    def add(self, place: str, message: str, hint: str) -> None:
+    def line_of(self, place: str) -> int | None:
+        """The line of what a place such as ``model[3].source`` stands in, where it is known."""
         index = re.match(r"model\[(\d+)\]", place)
-        line = self.line(int(index[1])) if index else None
+        return self.line(int(index[1])) if index else None
+
+    def add(self, place: str, message: str, hint: str) -> None:
+        line = self.line_of(place)
         self._problems.append(
             (f"line {line}: " if line else "") + f"{place}: {message} \N{EM DASH} {hint}"
         )
 
-    def raise_if_any(self, path: Path) -> None:
-        if not self._problems:
-            return
+    def said(self, path: Path) -> str:
+        """All problems, under the name of the file; nothing where there are none."""
         count = len(self._problems)
+        if not count:
+            return ""
         listed = "".join(f"\n  {problem}" for problem in self._problems)
-        raise SpecError(
-            f"{path}: {count} problem{'s' if count > 1 else ''}{listed}",
-            "correct the file; nothing was run",
-        )
+        return f"{path}: {count} problem{'s' if count > 1 else ''}{listed}"
+
+
+def raise_if_any(reports: Mapping[Path, Report]) -> None:
+    """Raise what is wrong in any of several files, all at once."""
+    said = [text for path, report in reports.items() if (text := report.said(path))]
+    if said:
+        files = "file" if len(said) == 1 else "files"
+        raise SpecError("\n".join(said), f"correct the {files}; nothing was run")
 
 
 def key_of(name: str) -> str:
@@ -116,7 +125,6 @@ def validate(table: type[T], raw: object, where: str, report: Report) -> T | Non
 
 
 _NESTED: Mapping[str, type[Table]] = {
-    "expected_failures": ExpectedFailure,
     "packages": WheelPackage,
     "shows": Showing,
 }
@@ -134,7 +142,6 @@ _MISSING_HINTS: Mapping[str, str] = {
     "link": "where the defect is described: a page of docs/findings or an issue",
     "loader": 'write "package.module:function"',
     "shows": 'list of {subject = "...", check = "...", models = ["..."]}',
-    "models": "ids of models, or globs of them",
 }
 _WANTED: Mapping[str, tuple[str, str]] = {
     "string_type": ("a string", "put it in quotes"),

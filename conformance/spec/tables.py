@@ -1,4 +1,4 @@
-"""The tables of ``models.toml``: frozen, validated field by field."""
+"""The tables of ``models.toml`` and its ledger: frozen, validated field by field."""
 
 from __future__ import annotations
 
@@ -105,6 +105,9 @@ SpecifierText = Annotated[str, AfterValidator(_specifier)]
 Names = Annotated[tuple[NonEmpty, ...], Field(min_length=1), AfterValidator(_without_duplicates)]
 
 
+DTypes = Annotated[tuple[DTypeName, ...], Field(min_length=1), AfterValidator(_without_duplicates)]
+
+
 class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -185,10 +188,11 @@ EVERY_CHECK = "*"
 
 
 class ExpectedFailure(Table):
-    """A known failure, and the conditions under which it is expected.
+    """A known failure of one model, and the conditions under which it is expected.
 
     ``check`` may be ``"*"``: every check fails, as where a port does not load. ``kinds`` are the
-    kinds of site (``resid_mid``) at which it shows: a failure at any other is not expected.
+    kinds of site (``resid_mid``) at which it shows: a failure at any other is not expected. ``at``
+    is where the ledger lists it: ``expected_failures.toml:43``.
     """
 
     subject: NonEmpty
@@ -199,17 +203,20 @@ class ExpectedFailure(Table):
     kinds: Names | None = None
     transformer_lens: SpecifierText | None = None
     transformers: SpecifierText | None = None
+    dtype: DTypes | None = None
+    at: str = ""
 
 
 class Showing(Table):
     """Where a defect shows: one check of one subject, on some models.
 
-    ``models`` are ids, or globs of ids.
+    ``models`` are ids, or globs of ids; ``architectures`` stand for all of their models.
     """
 
     subject: NonEmpty
     check: NonEmpty
-    models: Names
+    models: Names | None = None
+    architectures: Names | None = None
     first_divergence: NonEmpty | None = None
     kinds: Names | None = None
 
@@ -222,8 +229,9 @@ class Defect(Table):
     shows: Annotated[tuple[Showing, ...], Field(min_length=1)]
     transformer_lens: SpecifierText | None = None
     transformers: SpecifierText | None = None
+    dtype: DTypes | None = None
 
-    def failure(self, showing: Showing) -> ExpectedFailure:
+    def failure(self, showing: Showing, at: str = "") -> ExpectedFailure:
         """What it makes a model expect."""
         return ExpectedFailure(
             subject=showing.subject,
@@ -234,11 +242,37 @@ class Defect(Table):
             kinds=showing.kinds,
             transformer_lens=self.transformer_lens,
             transformers=self.transformers,
+            dtype=self.dtype,
+            at=at,
         )
 
 
+class Ledger(Table):
+    """A whole ``expected_failures.toml``.
+
+    ``lines`` has, for each defect, the line of each of its ``shows``, where it is known.
+    """
+
+    path: Path
+    sha256: str
+    defects: tuple[Defect, ...] = ()
+    lines: tuple[tuple[int | None, ...], ...] = ()
+
+    def line(self, defect: int, showing: int) -> int | None:
+        """The line on which one ``shows`` entry begins."""
+        return self.lines[defect][showing]
+
+    def at(self, defect: int, showing: int) -> str:
+        """``expected_failures.toml:43``."""
+        line = self.line(defect, showing)
+        return self.path.name + (f":{line}" if line else "")
+
+
 class ModelSpec(Table):
-    """One entry of ``models.toml``. Picklable and hashable."""
+    """One entry of ``models.toml``. Picklable and hashable.
+
+    Its ``expected_failures`` are the ledger's, not written in the entry.
+    """
 
     id: Identifier
     architecture: Annotated[
@@ -281,3 +315,4 @@ class Spec(Table):
     subjects: Mapping[str, SubjectSpec]
     path: Path
     sha256: str
+    ledger: Ledger | None = None
