@@ -12,6 +12,7 @@ Weights = dict[str, torch.Tensor]
 _SIGMOID = (
     "glm4_moe",
     "glm4_moe_lite",
+    "glm_moe_dsa",
     "minimax_m2",
     "deepseek_v3",
     "afmoe",

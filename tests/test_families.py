@@ -351,6 +351,11 @@ def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
         reach = length if window is None else window
         allowed = (distance >= 0) & (distance < reach)
         assert not bool((seen & ~allowed).any()), layer
+        if fam.of(layer).indexed:
+            topk = huggingface(twin, twin_cache).model.config.index_topk
+            count = (found[f"blocks.{layer}.attn.pattern"] > 0).sum(-1)
+            assert bool((count == torch.arange(1, length + 1).clamp(max=topk)).all()), layer
+            continue
         near = (distance >= 0) & (distance < min(reach, 8))
         if chunk := d.chunk(layer):
             of = torch.arange(length) // chunk

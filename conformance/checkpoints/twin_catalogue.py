@@ -476,5 +476,19 @@ TWINS: Mapping[str, Twin] = {
             "num_nextn_predict_layers": 0,
         },
     ),
+    # As GLM-5: an indexer chooses the keys of each query; one layer uses the choice of another.
+    "glm-moe-dsa": Twin(
+        "GlmMoeDsaForCausalLM",
+        "glm_moe_dsa",
+        {
+            "num_hidden_layers": 4,
+            "n_routed_experts": 6,
+            "first_k_dense_replace": 1,
+            "index_topk": 9,
+            "index_n_heads": 3,
+            "index_head_dim": 14,
+            "indexer_types": ["full", "full", "shared", "full"],
+        },
+    ),
     "glm4-moe-lite": Twin("Glm4MoeLiteForCausalLM", "glm4_moe_lite", {"n_routed_experts": 6}),
 }

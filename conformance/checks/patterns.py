@@ -286,7 +286,7 @@ def _formula(context: Context, made: Stored, layer: int) -> Formula:
         scale=float(made["scale"][layer]),
         cap=made.facts["cap"],
         slopes=made["slopes"] if alibi else None,
-        mask=Mask(window=d.windows[layer], chunk=d.chunk(layer)),
+        mask=Mask(window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed),
         sinks=fam.sinks is not None,
         temperature=(floor, slope) if floor else None,
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from conformance.bounds import MASKED_BELOW
 from conformance.diagnose import facts, rotary
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Mask:
         lonely: what a query does that would see nothing: ``own`` keeps what it should see,
             ``all`` spreads evenly over every key.
         chunk: keys of a query's own chunk of this length only; chunks begin after left padding.
+        indexed: of these keys, those that an indexer chose, as the reference's scores show it.
         stray: the right window, where keys beyond it are seen whether or not they are padding.
     """
 
@@ -70,6 +72,7 @@ class Mask:
     lonely: Literal["own", "all"] = "own"
     stray: int | None = None
     chunk: int | None = None
+    indexed: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def right(evidence: Evidence, layer: int) -> Formula:
         scale=facts.attention_scale(config, fam, d, layer)[0],
         cap=None if cap is None else float(cap),
         slopes=facts.slopes(config, fam, d),
-        mask=Mask(window=d.windows[layer], chunk=d.chunk(layer)),
+        mask=Mask(window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed),
         sinks=fam.sinks is not None,
         temperature=facts.temperature(config, fam),
     )
@@ -269,6 +272,9 @@ def visible(scene: Scene, mask: Mask) -> torch.Tensor:
     seen = seen.expand(scene.prompt.tokens.shape[0], 1, *seen.shape)
     if mask.chunk is not None:
         seen = seen & same_chunk(scene.prompt, mask.chunk)
+    if mask.indexed:
+        site = f"blocks.{scene.layer}.attn.scores"
+        seen = seen & (scene.evidence.reference.truth(scene.name, site) > MASKED_BELOW)
     if mask.padding and scene.prompt.mask is not None:
         real = scene.prompt.mask.bool()[:, None, None, :]
         seen = seen & (real if mask.stray is None else real | (back >= mask.stray))

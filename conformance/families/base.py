@@ -48,6 +48,7 @@ class Family:
         parallel: attention and MLP read the same residual stream: there is no ``resid_mid``.
         mlp_reads_ln1: the MLP of a parallel block reads ln1's output.
         rotary: positions enter by rotating q and k.
+        indexed: a query sees only the keys that an indexer chooses for it (sparse attention).
         attn_gate, attn_gate_by: the projection whose ``sigmoid`` or ``softplus`` multiplies what
             the heads mix, each element or each head, before ``o``.
         alibi: positions enter as a slope added to the scores of each head (Press et al. 2022).
@@ -104,6 +105,7 @@ class Family:
     rotary: bool = True
     alibi: bool = False
     sinks: str | None = None
+    indexed: bool = False
     attn_gate: str | None = None
     attn_gate_by: Literal["sigmoid", "softplus"] = "sigmoid"
     conv1d: bool = False

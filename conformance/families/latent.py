@@ -3,6 +3,7 @@ made of a latent, and only a part of each query and key is rotated."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from conformance.families.base import Family, like
@@ -65,9 +66,24 @@ def _deepseek(architecture: str, *corrections: str) -> Callable[[Any], Family]:
     return described
 
 
+def _glm_dsa(config: Any) -> Family:
+    """Layers without an indexer of their own use what the last one before them chose."""
+    fam = _deepseek("GlmMoeDsaForCausalLM", CORRECTION)(config)
+    layers = zip(fam.layers, config.indexer_types, strict=True)
+    indexer = {"full": ("self_attn.indexer",), "shared": ()}
+    return dataclasses.replace(
+        fam,
+        layers=tuple(
+            dataclasses.replace(own, indexed=True, unnamed=(*own.unnamed, *indexer[kind]))
+            for own, kind in layers
+        ),
+    )
+
+
 FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "YoutuForCausalLM": _youtu,
     "DeepseekV2ForCausalLM": _deepseek("DeepseekV2ForCausalLM"),
     "DeepseekV3ForCausalLM": _deepseek("DeepseekV3ForCausalLM", CORRECTION),
+    "GlmMoeDsaForCausalLM": _glm_dsa,
     "Glm4MoeLiteForCausalLM": _deepseek("Glm4MoeLiteForCausalLM", CORRECTION),
 }

@@ -80,7 +80,7 @@ class _AttentionTap(TorchFunctionMode):
         if self._layer is None:
             return func(*args, **kwargs)
         at = f"blocks.{self._layer}.attn."
-        if func in _PRODUCTS and args[0].ndim == 4 and args[1].ndim == 4:
+        if func in _PRODUCTS and self._of_queries(args[0], args[1]):
             if self._edits:
                 args = (*self._edited_product(at, args[0], args[1]), *args[2:])
             self._product = (args[0], args[1])
@@ -102,6 +102,13 @@ class _AttentionTap(TorchFunctionMode):
             self._softmax(args[0] if args else kwargs["input"], result)
             self._layer = None  # the first softmax is the pattern; experts may use others
         return result
+
+    def _of_queries(self, left: torch.Tensor, right: torch.Tensor) -> bool:
+        """Whether a product is that of queries and keys: an indexer forms others before it."""
+        if left.ndim != 4 or right.ndim != 4:
+            return False
+        heads, size = self._dims.n_heads, self._dims.d_head
+        return not self._family.indexed or (left.shape[1] == heads and left.shape[-1] == size)
 
     def _edited(self, site: str, tensor: torch.Tensor) -> torch.Tensor:
         edit = self._edits.get(site)
