@@ -201,15 +201,15 @@ def _attention(
                 out[f"{name}.attn.b_{part.upper()}"] = Weight(
                     bias.unflatten(0, (count, d.d_head)), f"{path}.bias"
                 )
-    assert fam.o is not None
-    path = fam.at(fam.o, layer)
-    key, weight = linear(path)
-    out[f"{name}.attn.W_O"] = Weight(
-        einops.rearrange(weight, "d_model (h d_head) -> h d_head d_model", h=d.n_heads), key
-    )
-    bias = parameters.get(f"{path}.bias")
-    if bias is not None:
-        out[f"{name}.attn.b_O"] = Weight(bias, f"{path}.bias")
+    if fam.o:
+        path = fam.at(fam.o, layer)
+        key, weight = linear(path)
+        out[f"{name}.attn.W_O"] = Weight(
+            einops.rearrange(weight, "d_model (h d_head) -> h d_head d_model", h=d.n_heads), key
+        )
+        bias = parameters.get(f"{path}.bias")
+        if bias is not None:
+            out[f"{name}.attn.b_O"] = Weight(bias, f"{path}.bias")
     if fam.sinks and fam.attn:
         key = f"{fam.at(fam.attn, layer)}.{fam.sinks}"
         out[f"{name}.attn.sinks"] = Weight(parameters[key], key)
@@ -229,7 +229,7 @@ def _experts(
     out[f"{name}.mlp.W_router"] = Weight(parameters[f"{router}.weight"].T, f"{router}.weight")
     if f"{router}.bias" in parameters:
         out[f"{name}.mlp.b_router"] = Weight(parameters[f"{router}.bias"], f"{router}.bias")
-    both, down = f"{experts}.gate_up_proj", f"{experts}.down_proj"
+    both, down = (f"{experts}.{own}" for own in fam.expert_names)
     for e in range(d.n_experts):
         at = f"{name}.mlp.experts.{e}"
         if fam.expert_layout == "gate_up_out_in":

@@ -42,6 +42,7 @@ def mixture(x: torch.Tensor, logits: torch.Tensor, w: Weights, config: Any) -> t
                 out[token] += _expert(share * x[token], own, config)
             else:
                 out[token] += share * _expert(x[token], own, config)
+    out += w.get("bias", 0)
     if "shared.W_in" in w:
         hidden = torch.nn.functional.silu(x @ w["shared.W_gate"]) * (x @ w["shared.W_in"])
         share = torch.sigmoid(x @ w["W_shared"]) if "W_shared" in w else 1

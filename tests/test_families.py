@@ -176,6 +176,8 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
         value = torch.einsum("bpm,hmd->bphd", x, weights[f"{at}attn.W_{letter}"])
         value = value + weights.get(f"{at}attn.b_{letter}", 0)
         same(value, found[f"{at}attn.{letter.lower()}"])
+    if fam.o is None:
+        return
     z = found[at + "attn.z"]
     out = torch.einsum("bphd,hdm->bpm", z, weights[at + "attn.W_O"])
     out = (out + weights.get(at + "attn.b_O", 0)) * fam.residual_multiplier
@@ -300,11 +302,14 @@ def test_every_layer_s_attention_and_mlp_move_the_logits(twin: str, twin_cache: 
     truth = ran(twin, twin_cache).logits
     for layer in range(model.dims.n_layers):
         fam = model.family.of(layer)
-        paths = [f"{fam.o}.weight"] if fam.attn else []
+        # Where attention is a mixture of experts, their output projections are one parameter.
+        paths = [f"{fam.o or f'{fam.attn}.experts.output_linear'}.weight"] if fam.attn else []
         if fam.mixer:
             paths.append(f"{fam.mixer}.{_out_projection(model, fam.at(fam.mixer, layer))}")
         if fam.mlp:
-            paths.append(f"{fam.experts}.down_proj" if fam.moe else f"{fam.down}.weight")
+            paths.append(
+                f"{fam.experts}.{fam.expert_names[1]}" if fam.moe else f"{fam.down}.weight"
+            )
         for path in paths:
             parameter = model.model.get_parameter(fam.at(path, layer))
             kept = parameter.detach().clone()

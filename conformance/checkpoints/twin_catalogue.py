@@ -427,6 +427,12 @@ TWINS: Mapping[str, Twin] = {
             "moe_routed_scaling_factor": 2.5,
         },
     ),
+    # Attention's queries and outputs are mixtures of experts, too.
+    "jetmoe": Twin(
+        "JetMoeForCausalLM",
+        "jetmoe",
+        {"num_key_value_heads": 3, "kv_channels": 10, "intermediate_size": 28},
+    ),
     # As Llama 4 Maverick (experts in every other layer) with Scout's norm of queries and keys.
     "llama4": Twin(
         "Llama4ForCausalLM",

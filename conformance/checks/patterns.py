@@ -123,7 +123,8 @@ class _Judged:
         yield self.rows()
         yield self.softmax()
         yield from self.scores()
-        yield self.mixed()
+        if not {"attn.v", "attn.z"} & set(self.context.reference.family.absent(self.layer)):
+            yield self.mixed()
 
     def _view(self, kind: str) -> torch.Tensor:
         return self.own.truth(f"attn.{kind}")
@@ -288,5 +289,6 @@ def _formula(context: Context, made: Stored, layer: int) -> Formula:
         slopes=made["slopes"] if alibi else None,
         mask=Mask(window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed),
         sinks=fam.sinks is not None,
+        tiled=fam.tiled,
         temperature=(floor, slope) if floor else None,
     )

@@ -156,6 +156,7 @@ def right(evidence: Evidence, layer: int) -> Formula:
         slopes=facts.slopes(config, fam, d),
         mask=Mask(window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed),
         sinks=fam.sinks is not None,
+        tiled=fam.tiled,
         temperature=facts.temperature(config, fam),
     )
 

@@ -26,7 +26,7 @@ class Family:
         ln1, ln1_post, ln2, ln2_post: norms before and after attention and MLP, relative to the
             block.
         attn: the attention module, relative to the block; ``o`` its output projection. None in
-            a block that has none.
+            a block that has none; ``o`` also where no one projection is every token's.
         mixer: what mixes positions in attention's place, or beside it: a state-space model, a
             linear attention, a short convolution. Its parameters keep HuggingFace's names.
         kv_latent: in latent attention, the projection from a latent to the unrotated part of each
@@ -42,12 +42,14 @@ class Family:
         mlp_contribution: module whose output is added to the residual stream, if it is not
             ``mlp`` itself (blocks whose MLP module also adds the residual).
         router, experts: mixture of experts; ``expert_layout`` says how experts are stored.
+        expert_names: what the experts' parameters are called: gate and up, down.
         router_output: which of the router's outputs are its logits.
         shared, shared_gate: the expert that every token uses (laid out as a gated MLP), and the
             projection whose sigmoid weights it (None: it is added as it is).
         parallel: attention and MLP read the same residual stream: there is no ``resid_mid``.
         mlp_reads_ln1: the MLP of a parallel block reads ln1's output.
         rotary: positions enter by rotating q and k.
+        tiled: key/value heads are repeated a, b, a, b for the query heads, and not a, a, b, b.
         indexed: a query sees only the keys that an indexer chooses for it (sparse attention).
         attn_gate, attn_gate_by: the projection whose ``sigmoid`` or ``softplus`` multiplies what
             the heads mix, each element or each head, before ``o``.
@@ -97,6 +99,7 @@ class Family:
     router: str | None = None
     experts: str | None = None
     expert_layout: Literal["gate_up_out_in", "gate_up_in_out", "interleaved_in_out"] | None = None
+    expert_names: tuple[str, str] = ("gate_up_proj", "down_proj")
     router_output: int = 0
     shared: str | None = None
     shared_gate: str | None = None
@@ -105,6 +108,7 @@ class Family:
     rotary: bool = True
     alibi: bool = False
     sinks: str | None = None
+    tiled: bool = False
     indexed: bool = False
     attn_gate: str | None = None
     attn_gate_by: Literal["sigmoid", "softplus"] = "sigmoid"
@@ -180,6 +184,7 @@ def _absent(fam: Family) -> dict[str, str]:
     joint = "queries, keys and values are not one projection each"
     missing(fam.q is None and fam.qkv is None, joint, "attn.q", "attn.k")
     missing(fam.q is None and fam.qkv is None and fam.kv_latent is None, joint, "attn.v")
+    missing(fam.o is None, "no one projection reads what the heads mix", "attn.z")
     missing(fam.attn is None, "the block has no attention", *_ATTENTION)
     missing(fam.mixer is None, "the block has no mixer but attention", "mixer_out")
     missing(fam.ln2_post is None, "the same tensor as mlp_out: no norm after", "mlp.out")

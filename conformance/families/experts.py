@@ -164,12 +164,31 @@ def _llama4(config: Any) -> Family:
     )
 
 
+_BY_EXPERTS = "made for each token by the attention experts that it is sent to"
+_JETMOE = like(
+    _OLMOE,
+    "JetMoeForCausalLM",
+    **_PLAIN,
+    attn="self_attention",
+    o=None,
+    q=None,
+    k=None,
+    v=None,
+    tiled=True,
+    router="mlp.router.layer",
+    experts="mlp",
+    expert_names=("input_linear.weight", "output_linear.weight"),
+    unnamed=("self_attention.kv_proj", "self_attention.experts", "mlp.bias"),
+    notes={"attn.q": _BY_EXPERTS, "attn.z": _BY_EXPERTS},
+)
+
 FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "OlmoeForCausalLM": _OLMOE,
     "FlexOlmoForCausalLM": like(_OLMOE, "FlexOlmoForCausalLM", **_POST_NORM),
     "MiniMaxM2ForCausalLM": like(
         _OLMOE, "MiniMaxM2ForCausalLM", unnamed=("mlp.e_score_correction_bias",)
     ),
+    "JetMoeForCausalLM": _JETMOE,
     "GraniteMoeForCausalLM": _granite,
     "Ernie4_5_MoeForCausalLM": _ernie,
     "Glm4MoeForCausalLM": _glm4,

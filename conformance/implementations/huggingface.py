@@ -130,18 +130,25 @@ class _AttentionTap(TorchFunctionMode):
         k = k_transposed.transpose(-1, -2)
         repeated = k.shape[1] == d.n_heads != d.n_kv_heads
         if repeated:
-            k = k[:, :: d.group]
+            k = self._once(k)
         k = self._edited(at + "rot_k", k.transpose(1, 2)).transpose(1, 2)
-        if repeated:
+        if repeated and self._family.tiled:
+            k = k.repeat(1, d.group, 1, 1)
+        elif repeated:
             k = k.repeat_interleave(d.group, dim=1)
         return q, k.transpose(-1, -2)
+
+    def _once(self, k: torch.Tensor) -> torch.Tensor:
+        """Each key head of [batch, head, key, d_head], repeated for its queries, once."""
+        d = self._dims
+        return k[:, : d.n_kv_heads] if self._family.tiled else k[:, :: d.group]
 
     def _softmax(self, scores: torch.Tensor, pattern: torch.Tensor) -> None:
         at = f"blocks.{self._layer}.attn."
         if self._family.rotary and self._product is not None:
             q, k = self._product[0], self._product[1].transpose(-1, -2)
             if k.shape[1] == self._dims.n_heads != self._dims.n_kv_heads:
-                k = k[:, :: self._dims.group]
+                k = self._once(k)
             self._emit(at + "rot_q", q.transpose(1, 2))
             self._emit(at + "rot_k", k.transpose(1, 2))
         if self._sink_scores is not None:
@@ -339,7 +346,6 @@ class HuggingFaceModel:
     ) -> None:
         fam, d = self.family.of(layer), self.dims
         assert fam.attn is not None
-        assert fam.o is not None
 
         def at(path: str) -> str:
             return fam.at(path, layer)
@@ -353,12 +359,14 @@ class HuggingFaceModel:
         self._tap_projections(layer, after, heads, emit)
         before(at(fam.attn), lambda _: tap.enter(layer))
         after(at(fam.attn), lambda _: tap.leave())
-        before(at(fam.o), lambda t: to("attn.z")(t.unflatten(-1, (d.n_heads, d.d_head_v))))
+        if fam.o:
+            before(at(fam.o), lambda t: to("attn.z")(t.unflatten(-1, (d.n_heads, d.d_head_v))))
+        out = at(fam.o or fam.attn)
         if fam.ln1_post:
-            after(at(fam.o), to("attn.out"))
+            after(out, to("attn.out"))
             after(at(fam.ln1_post), to("attn_out"))
         else:
-            after(at(fam.o), to("attn_out"))
+            after(out, to("attn_out"))
 
     def _tap_projections(
         self,

@@ -72,6 +72,7 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             ("AfmoeForCausalLM", _SPLIT_ROTARY),
             ("LagunaForCausalLM", _SPLIT_ROTARY),
             ("Llama4ForCausalLM", _SPLIT_ROTARY),
+            ("JetMoeForCausalLM", _SPLIT_ROTARY),
         )
         for kind in ("attn.rot_q", "attn.rot_k")
     },
