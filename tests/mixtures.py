@@ -45,8 +45,8 @@ def mixture(x: torch.Tensor, logits: torch.Tensor, w: Weights, config: Any) -> t
     out += w.get("bias", 0)
     if "shared.W_in" in w:
         hidden = torch.nn.functional.silu(x @ w["shared.W_gate"]) * (x @ w["shared.W_in"])
-        share = torch.sigmoid(x @ w["W_shared"]) if "W_shared" in w else 1
-        out += share * (hidden @ w["shared.W_out"])
+        added = hidden @ w["shared.W_out"]
+        out += torch.sigmoid(x @ w["W_shared"]) * added if "W_shared" in w else added
     return out
 
 

@@ -192,8 +192,9 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
     mixed = torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v)
     if fam.attn_gate:
         gate = x @ weights[f"{at}{fam.attn_gate}.weight"].T
-        by = {"sigmoid": torch.sigmoid, "softplus": torch.nn.functional.softplus}
-        mixed = mixed * by[fam.attn_gate_by](gate).unflatten(-1, (d.n_heads, -1))
+        soft = torch.nn.functional.softplus
+        gate = gate.sigmoid() if fam.attn_gate_by == "sigmoid" else soft(gate)
+        mixed = mixed * gate.unflatten(-1, (d.n_heads, -1))
     same(mixed, z)
 
 

@@ -36,7 +36,7 @@ _SIZES: Mapping[str, Any] = {
     **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), _D_SHARED),
     # --- latent attention
     **{"q_lora_rank": 22, "kv_lora_rank": 26, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4},
-    **{"v_head_dim": 9},
+    **{"v_head_dim": 12},
     # --- state-space models and linear attention
     **dict.fromkeys(("state_size", "mamba_d_state", "ssm_state_size"), 7),
     **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 5),

@@ -259,8 +259,8 @@ def gate(scene: Scene) -> torch.Tensor | float:
     weight = scene.weight(f"{fam.attn_gate}.weight")
     assert weight is not None
     x = scene.truth("ln1" if fam.ln1 else "resid_pre") @ weight.T
-    by = {"sigmoid": torch.sigmoid, "softplus": torch.nn.functional.softplus}
-    return by[fam.attn_gate_by](x).unflatten(-1, (d.n_heads, -1))
+    x = x.sigmoid() if fam.attn_gate_by == "sigmoid" else torch.nn.functional.softplus(x)
+    return x.unflatten(-1, (d.n_heads, -1))
 
 
 def visible(scene: Scene, mask: Mask) -> torch.Tensor:

@@ -66,13 +66,15 @@ class BridgeModel(LensModel):
         return next((name for name in _MIXERS if getattr(block, name, None) is not None), "mixer")
 
     def _router(self) -> str:
-        """What the bridge calls the router of a mixture; HuggingFace's name where it has none."""
+        """What shows the router's logits of a mixture; HuggingFace's name where nothing does."""
+        if any(own.router_output for own in self.family.every):
+            return "hook_router_scores"  # the router's own hook shows its first output
         routers = {i: r for i in range(self.dims.n_layers) if (r := self.family.of(i).router)}
         layer, path = next(iter(routers.items()), (0, "mlp.gate"))
         own, mlp = path.rsplit(".", 1)[-1], getattr(self.model.blocks[layer], "mlp", None)
         # Not getattr: a bridge lends its attributes from HuggingFace's module.
         parts = () if mlp is None else dict(mlp.named_children())
-        return next((name for name in (own, *_ROUTERS) if name in parts), own)
+        return next((name for name in (own, *_ROUTERS) if name in parts), own) + ".hook_out"
 
     @property
     def _native(self) -> bool:
@@ -94,7 +96,7 @@ class BridgeModel(LensModel):
             "attn.k_normed": "blocks.{l}.attn.k_norm.hook_out",
             "attn.out": "blocks.{l}.attn.hook_out",
             "mlp.out": "blocks.{l}.mlp.hook_out",
-            "mlp.router_logits": f"blocks.{{l}}.mlp.{self._router()}.hook_out",
+            "mlp.router_logits": f"blocks.{{l}}.mlp.{self._router()}",
             "ln_final": "ln_final.hook_out",
         }
 
@@ -102,6 +104,9 @@ class BridgeModel(LensModel):
         d = self.dims
         if self._latent and kind in ("attn.v", *_LATENT_HOOKS):
             return lambda t: t.transpose(1, 2)  # fires on [batch, head, pos, d_head]
+        if self._latent and kind == "attn.z":
+            # Whatever heads it shows: what it promises is for the check of hooks to say.
+            return lambda t: t.flatten(2).unflatten(-1, (d.n_heads, d.d_head_v))
         if kind not in ("attn.q_normed", "attn.k_normed"):
             return None
         if self.family.qk_norm == "full":
