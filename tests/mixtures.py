@@ -50,12 +50,24 @@ def mixture(x: torch.Tensor, logits: torch.Tensor, w: Weights, config: Any) -> t
     return out
 
 
+def correction(w: Weights) -> torch.Tensor | None:
+    """The bias [expert] that is added to scores only to choose, where a mixture has one."""
+    return next((t.flatten() for n, t in w.items() if n.endswith(_CORRECTIONS)), None)
+
+
+def scored(logits: torch.Tensor, w: Weights, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token's scores of experts, and what they are chosen by, from the logits [expert]."""
+    scores = logits.sigmoid() if config.model_type in _SIGMOID else logits.softmax(-1)
+    if config.model_type == "llama4_text":
+        return scores, logits
+    bias = correction(w)
+    return scores, _within_groups(scores if bias is None else scores + bias, config)
+
+
 def chosen(logits: torch.Tensor, w: Weights, config: Any) -> dict[int, torch.Tensor]:
     """One token's experts and their shares, from the router's logits [expert]."""
     kind = config.model_type
-    scores = logits.sigmoid() if kind in _SIGMOID else logits.softmax(-1)
-    correction = next((t.flatten() for n, t in w.items() if n.endswith(_CORRECTIONS)), None)
-    choice = _within_groups(scores if correction is None else scores + correction, config)
+    scores, choice = scored(logits, w, config)
     experts = choice.topk(config.num_experts_per_tok).indices
     shares = scores[experts]
     if getattr(config, "norm_topk_prob", True) and kind not in _NEVER_NORMALISED:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from fakes import ROOT
-from mixtures import mixture
+from mixtures import correction, mixture, scored
 from twins import described, huggingface, ran, run
 
 from conformance.checkpoints.twin_catalogue import TWINS, WINDOW
@@ -283,6 +283,27 @@ def test_some_pre_activations_pass_the_limit_that_clamps_experts(twin_cache: Pat
         pre = x @ weights[f"{at}W_{letter}"].tensor + weights[f"{at}b_{letter}"].tensor
         passed = float((pre > model.model.config.swiglu_limit).double().mean())
         assert 0.0005 < passed < 0.1, letter
+
+
+@every_twin
+def test_routers_choose_clearly_and_by_all_they_have(
+    twin: str, twin_cache: Path, weights: Weights
+) -> None:
+    """No near-tie, which rounding could turn; and a correction bias changes what is chosen."""
+    fam, d = described(twin, twin_cache)
+    config, found = huggingface(twin, twin_cache).model.config, ran(twin, twin_cache)
+    for layer in range(d.n_layers):
+        if not fam.of(layer).moe:
+            continue
+        start = f"blocks.{layer}.mlp."
+        w = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+        k, changed = config.num_experts_per_tok, 0
+        for logits in found[f"{start}router_logits"]:
+            scores, choice = scored(logits, w, config)
+            last, next_best = choice.sort(descending=True).values[k - 1 : k + 1]
+            assert float((last - next_best) / last.abs()) > 1e-4, layer
+            changed += set(choice.topk(k).indices.tolist()) != set(scores.topk(k).indices.tolist())
+        assert correction(w) is None or changed, layer
 
 
 @every_twin

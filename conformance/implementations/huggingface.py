@@ -80,7 +80,7 @@ class _AttentionTap(TorchFunctionMode):
         if self._layer is None:
             return func(*args, **kwargs)
         at = f"blocks.{self._layer}.attn."
-        if func in _PRODUCTS and self._of_queries(args[0], args[1]):
+        if func in _PRODUCTS and self._of_queries(*args[:2]):
             if self._edits:
                 args = (*self._edited_product(at, args[0], args[1]), *args[2:])
             self._product = (args[0], args[1])
@@ -103,9 +103,9 @@ class _AttentionTap(TorchFunctionMode):
             self._layer = None  # the first softmax is the pattern; experts may use others
         return result
 
-    def _of_queries(self, left: torch.Tensor, right: torch.Tensor) -> bool:
+    def _of_queries(self, left: torch.Tensor, right: torch.Tensor | None = None) -> bool:
         """Whether a product is that of queries and keys: an indexer forms others before it."""
-        if left.ndim != 4 or right.ndim != 4:
+        if left.ndim != 4 or right is None or right.ndim != 4:
             return False
         heads, size = self._dims.n_heads, self._dims.d_head
         return not self._family.indexed or (left.shape[1] == heads and left.shape[-1] == size)
