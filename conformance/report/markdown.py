@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from conformance.checks.names import CHECKS
 from conformance.records import read
 from conformance.report import REPORT
+from conformance.report.names import judged, not_judged, rows
 from conformance.report.terminal import (
     WORDS,
     abridged,
@@ -52,6 +53,8 @@ def page(records: Records) -> str:
         lines += ["## References that contradict themselves", "", *doubts, ""]
     if excused := _excused(verdicts):
         lines += ["## Not applicable", "", _EXCUSED, "", *excused, ""]
+    if records.names:
+        lines += ["## Names", "", *_names(records), ""]
     lines += ["## How close", "", _CLOSE, "", *_margins(verdicts), ""]
     lines += ["## Logits", "", _LOGITS, "", *_logits(verdicts), ""]
     lines += ["## Cost", "", _COST, "", *_cost(verdicts), ""]
@@ -62,6 +65,13 @@ _EXCUSED = (
     "Invariants that an architecture makes meaningless, or that a port cannot show; the rest of "
     "their check was judged."
 )
+
+_NAMES = (
+    "The worst verdict of all checks. *twin* is that of a tiny model with the configuration class "
+    "of the name, *real* that of its own weights."
+)
+#: More names than this are folded.
+_MANY = 20
 
 _CLOSE = (
     "The measurement that came nearest to its bound, as a fraction of it (1 would fail). "
@@ -137,6 +147,21 @@ def _matrix(verdicts: Sequence[Verdict]) -> list[str]:
         cells = [WORDS[row[c].outcome] if c in row else "" for c in checks]
         rows.append([model, first.architecture, first.evidence, subject, *cells])
     return _table(["model", "architecture", "weights", "subject", *checks], rows)
+
+
+def _names(records: Records) -> list[str]:
+    """Names with their verdicts; folded where they are many."""
+    found = judged(records)
+    header, listed = rows(found)
+    lines = [_NAMES, ""]
+    if len(listed) > _MANY:
+        summary = f"<details><summary>{len(listed)} names that are judged</summary>"
+        lines += [summary, "", *_table(header, listed), "", "</details>"]
+    elif listed:
+        lines += _table(header, listed)
+    for reason, names in not_judged(found).items():
+        lines += ["", f"Not judged: {reason} ({len(names)}): {', '.join(names)}"]
+    return lines
 
 
 def _expected(verdicts: Sequence[Verdict]) -> list[str]:

@@ -12,8 +12,11 @@ from conformance.spec.tables import (
     SCHEMA_VERSION,
     DTypeName,
     ExpectedFailure,
+    Gap,
     HubSource,
     ModelSpec,
+    Name,
+    NameSource,
     PathSource,
     Source,
     Spec,
@@ -21,6 +24,7 @@ from conformance.spec.tables import (
     TwinSource,
     WheelPackage,
     WheelSource,
+    id_of,
 )
 
 __all__ = [
@@ -29,8 +33,11 @@ __all__ = [
     "SCHEMA_VERSION",
     "DTypeName",
     "ExpectedFailure",
+    "Gap",
     "HubSource",
     "ModelSpec",
+    "Name",
+    "NameSource",
     "PathSource",
     "Source",
     "Spec",
@@ -38,5 +45,6 @@ __all__ = [
     "TwinSource",
     "WheelPackage",
     "WheelSource",
+    "id_of",
     "load_spec",
 ]

@@ -16,6 +16,7 @@ from typing import Any
 from conformance.checks.names import CHECKS
 from conformance.errors import SpecError
 from conformance.spec.defects import defects, with_defects
+from conformance.spec.names import read_gaps, read_names
 from conformance.spec.problems import (
     Report,
     key_of,
@@ -52,10 +53,10 @@ def load_spec(path: Path) -> Spec:
         SpecError: the file cannot be read, or has problems; the message lists every one.
     """
     data, raw = _read(path)
-    report = Report(data.decode("utf-8"), raw.get("model"))
+    report = Report(data.decode("utf-8"), raw)
     subjects = _subjects(raw, report)
     known = (*BUILTIN_SUBJECTS, *subjects)
-    unknown_keys(raw, ("schema", "model", "subjects", "defect"), "", report)
+    unknown_keys(raw, ("schema", "model", "name", "gap", "subjects", "defect"), "", report)
     _schema_version(raw, report)
 
     tables = raw.get("model", [])
@@ -74,12 +75,15 @@ def load_spec(path: Path) -> Spec:
     right = [model for model in models if model is not None]
     ids = [t["id"] for t in tables if isinstance(t, Mapping) and isinstance(t.get("id"), str)]
     whole = with_defects(right, defects(raw, ids, known, report), report)
+    listed, gaps = read_names(raw, report), read_gaps(raw, report)
     report.raise_if_any(path)
     return Spec(
         models=whole,
         subjects=subjects,
         path=path.resolve(),
         sha256=hashlib.sha256(data).hexdigest(),
+        names=listed,
+        gaps=gaps,
     )
 
 
