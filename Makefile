@@ -8,13 +8,15 @@ OUT ?= conformance-out
 TL4 := .venv
 TL3 := .venv-tl3
 
-.PHONY: conformance test conformance-tl3 test-tl3 lint bench clean help
+.PHONY: conformance test coverage conformance-tl3 test-tl3 coverage-tl3 lint bench clean help
 
 help:
 	@echo "make conformance      judge the models of models.toml (transformer-lens 4.3.0)"
 	@echo "make test             the harness's own tests"
+	@echo "make coverage         what transformer-lens supports and models.toml does not cover"
 	@echo "make conformance-tl3  the same under transformer-lens 3.9.0"
 	@echo "make test-tl3"
+	@echo "make coverage-tl3"
 	@echo "make lint             ruff and mypy"
 	@echo "make bench            time the harness against a bare script"
 
@@ -24,11 +26,17 @@ conformance: $(TL4)/.installed
 test: $(TL4)/.installed
 	$(TL4)/bin/pytest -n $(WORKERS)
 
+coverage: $(TL4)/.installed
+	$(TL4)/bin/conformance coverage
+
 conformance-tl3: $(TL3)/.installed
 	$(TL3)/bin/conformance run -n $(WORKERS) --out $(OUT)-tl3
 
 test-tl3: $(TL3)/.installed
 	$(TL3)/bin/pytest -n $(WORKERS)
+
+coverage-tl3: $(TL3)/.installed
+	$(TL3)/bin/conformance coverage
 
 lint: $(TL4)/.installed
 	$(TL4)/bin/ruff check .
