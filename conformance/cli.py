@@ -62,7 +62,9 @@ def run(
     models: _Models = _MODELS,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="ID", help="Only this model, or glob. Can be repeated."),
+        typer.Option(
+            "--model", metavar="ID", help="Only this model, glob, or hub name. Can be repeated."
+        ),
     ] = None,
     subject: Annotated[
         list[str] | None,
@@ -306,11 +308,12 @@ def explain(
     from conformance.checkpoints import cache_dir
     from conformance.explain import command as explaining
     from conformance.report.explanation import page
+    from conformance.selection import with_named
     from conformance.spec import load_spec
 
     status = Console(stderr=True, highlight=False)
     try:
-        spec = load_spec(models)
+        spec = with_named(load_spec(models), [model])
         entry, name = explaining.choose(spec, model, subject)
         folder = out or Path("conformance-out") / "explain" / f"{entry.id}-{name}"
         with status.status(f"{entry.id}, {name}", spinner="line") as line:
@@ -341,6 +344,27 @@ def explain(
     raise typer.Exit(0 if found.conforms else 1)
 
 
+@app.command()
+def coverage(
+    models: _Models = _MODELS,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the answer as JSON instead of text.")
+    ] = False,
+) -> None:
+    """Say what TransformerLens supports and models.toml does not cover; 1 if without a reason."""
+    import json
+
+    from conformance import coverage as covering
+    from conformance.spec import load_spec
+
+    try:
+        found = covering.coverage(load_spec(models), covering.installed())
+    except ConformanceError as error:
+        _fail(error)
+    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else covering.text(found))
+    raise typer.Exit(0 if found.ok else 1)
+
+
 def _read(directory: Path) -> Records:
     from conformance.recorder import FILE_NAME
     from conformance.records import read
@@ -350,6 +374,7 @@ def _read(directory: Path) -> Records:
 
 def _print(console: Console, records: Records, explained: int | None) -> None:
     """Failures first, so that what is read last, and seen first, is the summary."""
+    from conformance.report.names import short
     from conformance.report.stale import stale_lines
     from conformance.report.terminal import explanations, left_out, summary, table
 
@@ -363,7 +388,7 @@ def _print(console: Console, records: Records, explained: int | None) -> None:
     console.print(table(records.verdicts, width=console.width))
     console.print()
     stale = stale_lines(records.stale)
-    for line in (*left_out(records.verdicts), *stale, *summary(records)):
+    for line in (*left_out(records.verdicts), *short(records), *stale, *summary(records)):
         console.print(line, markup=False, soft_wrap=True)
 
 

@@ -58,7 +58,8 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "metavar": "ID",
         "action": "append",
         "default": [],
-        "help": "Check only this model; a glob such as 'gpt2*' works. Can be repeated.",
+        "help": "Check only this model; a glob such as 'gpt2*' works, and so does a name of the "
+        "hub, which is then fetched and judged itself. Can be repeated.",
     },
     "subject": {
         "metavar": "S",
@@ -211,17 +212,18 @@ def _usage_error(message: str) -> NoReturn:
 
 
 def _make_run(config: pytest.Config) -> _Run:
-    from conformance.selection import select
+    from conformance.selection import select, with_named
     from conformance.spec import load_spec
 
     here = config.invocation_params.dir
-    spec = load_spec(here / str(config.getoption("conformance_models")))
+    models = config.getoption("conformance_model")
+    spec = with_named(load_spec(here / str(config.getoption("conformance_models"))), models)
     return _Run(
         config=config,
         spec=spec,
         cases=select(
             spec,
-            models=config.getoption("conformance_model"),
+            models=models,
             subjects=config.getoption("conformance_subject"),
             checks=config.getoption("conformance_check"),
         ),
@@ -305,10 +307,12 @@ def _begin(run: _Run, selected: int) -> None:
         return
     from conformance.errors import RecordsError
     from conformance.recorder import Recorder
+    from conformance.selection import listed
 
     command = (Path(sys.argv[0]).name, *map(str, run.config.invocation_params.args))
     try:
-        run.recorder = Recorder(run.out, run.spec, selected, command)
+        names = listed(run.spec, {case.model for case in run.cases})
+        run.recorder = Recorder(run.out, run.spec, selected, command, names)
     except RecordsError as error:
         _usage_error(str(error))
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from conformance.records import Stale
+    from conformance.records import Name, Stale
     from conformance.spec import Spec
 
 FILE_NAME = "records.jsonl"
@@ -34,13 +34,19 @@ class Recorder:
         spec: the ``models.toml`` of the run.
         selected: how many verdicts the run is asked for.
         command: the command line.
+        names: the names whose verdicts are among those.
 
     Raises:
         RecordsError: the directory cannot be written to.
     """
 
     def __init__(
-        self, directory: Path, spec: Spec, selected: int, command: Sequence[str] = ()
+        self,
+        directory: Path,
+        spec: Spec,
+        selected: int,
+        command: Sequence[str] = (),
+        names: Sequence[Name] = (),
     ) -> None:
         self.path = directory / FILE_NAME
         self.outcomes: Counter[str] = Counter()
@@ -59,6 +65,8 @@ class Recorder:
                 f"{self.path}: {error.strerror}", "give a directory you can write to with --out"
             ) from error
         write(header(spec, command), self._stream)
+        for name in names:
+            write(name, self._stream)
 
     def add(self, verdict: Verdict) -> None:
         """Append a verdict; a second one of the same case (an item run again) is dropped."""

@@ -1,6 +1,8 @@
-"""What a run writes: a header, one record per verdict, a footer; one JSON object per line.
+"""What a run writes: a header, names, one record per verdict, a footer; a JSON object per line.
 
 A file without a footer was cut short (:class:`TruncatedRecords`); what it holds is still good.
+Schema 2 added the lines of kind ``name`` after the header, and ``commit`` to verdicts; files of
+schema 1 are read as well.
 Records are frozen and hold plain numbers and text only: no tensor, no exception.
 """
 
@@ -18,7 +20,9 @@ from conformance.errors import RecordsError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: Schemas that :func:`read` understands.
+READABLE: frozenset[int] = frozenset({1, 2})
 
 Outcome = Literal[
     "passed",
@@ -98,7 +102,10 @@ class JudgementSummary:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of one check on one subject of one model."""
+    """The result of one check on one subject of one model.
+
+    ``commit`` is that of the repository on the hub that the weights came from, if they did.
+    """
 
     model: str
     subject: str
@@ -113,6 +120,7 @@ class Verdict:
     peak_bytes: int | None = None
     worst: tuple[Comparison, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    commit: str | None = None
     kind: Literal["verdict"] = "verdict"
 
     def __post_init__(self) -> None:
@@ -161,6 +169,27 @@ class Stale:
 
 
 @dataclass(frozen=True, slots=True)
+class Name:
+    """A model that people name, and the model of the run that its verdict rests on.
+
+    Attributes:
+        hub: its repository on the hub.
+        architecture: the HuggingFace class.
+        evidence: ``twin`` where the verdict is that of a twin with its configuration class,
+            ``real`` where its own weights were judged, None where nothing was.
+        model: the id under which the verdicts are; None where it is not judged.
+        reason: why it is not judged.
+    """
+
+    hub: str
+    architecture: str
+    evidence: Literal["real", "twin"] | None
+    model: str | None
+    reason: str | None = None
+    kind: Literal["name"] = "name"
+
+
+@dataclass(frozen=True, slots=True)
 class Footer:
     """Last line of a records file; its absence means the run was cut short.
 
@@ -177,7 +206,7 @@ class Footer:
     kind: Literal["footer"] = "footer"
 
 
-Record = Header | Verdict | Footer
+Record = Header | Name | Verdict | Footer
 
 
 def to_json(record: Record) -> str:
@@ -251,6 +280,7 @@ class Records:
     header: Header
     verdicts: tuple[Verdict, ...]
     footer: Footer | None
+    names: tuple[Name, ...] = ()
 
     @property
     def truncated(self) -> bool:
@@ -277,16 +307,20 @@ def read(path: Path) -> Records:
     """
     header: Header | None = None
     footer: Footer | None = None
+    names: list[Name] = []
     verdicts: list[Verdict] = []
     for number, data in _lines(path):
         kind = data.get("kind")
         if number == 1:
-            if kind != "header" or data.get("schema_version") != SCHEMA_VERSION:
+            if kind != "header" or data.get("schema_version") not in READABLE:
+                readable = " or ".join(map(str, sorted(READABLE)))
                 raise RecordsError(
-                    f"{path}: line 1 is not a header of schema version {SCHEMA_VERSION}",
+                    f"{path}: line 1 is not a header of schema version {readable}",
                     "give a records.jsonl written by this version of the harness",
                 )
             header = _build(Header, {**data, "command": tuple(data.get("command", ()))}, path)
+        elif kind == "name":
+            names.append(_build(Name, data, path))
         elif kind == "verdict":
             verdicts.append(verdict_from_dict(data))
         elif kind == "footer":
@@ -295,10 +329,10 @@ def read(path: Path) -> Records:
             raise RecordsError(f"{path}:{number}: unknown kind {kind!r}", "the file is damaged")
     if header is None:
         raise RecordsError(f"{path}: empty", "the run wrote nothing; look at its terminal output")
-    return Records(header, tuple(verdicts), footer)
+    return Records(header, tuple(verdicts), footer, tuple(names))
 
 
-T = TypeVar("T", Header, Footer, Stale)
+T = TypeVar("T", Header, Name, Footer, Stale)
 
 
 def _stale(data: Mapping[str, Any], path: Path) -> tuple[Stale, ...]:

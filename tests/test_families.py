@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import transformers
 from fakes import ROOT
 from mixtures import correction, mixture, scored
-from twins import described, huggingface, ran, run
+from twins import checkpoint, described, huggingface, ran, run
 
 from conformance.checkpoints.twin_catalogue import TWINS, WINDOW
 from conformance.errors import FamilyError
@@ -393,3 +394,14 @@ def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
         if window is not None and window < length:
             edge = distance == window - 1
             assert bool(seen[edge].any()), layer
+
+
+@every_twin
+def test_the_tokenizer_reads_and_writes_text(twin: str, twin_cache: Path) -> None:
+    """transformers chooses the class by the type of model: each must read the twin's alphabet."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint(twin, twin_cache).path)
+    text = " two  words, 3 + 4\n"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) == len(text)
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids) == text

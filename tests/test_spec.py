@@ -460,6 +460,7 @@ NAMES = st.sampled_from(
         *ModelSpec.model_fields,
         *("hub", "revision", "path", "wheel", "twin", "seed", "format", "packages"),
         *("requirement", "sha256", "members", "config", "subject", "check", "reason", "link"),
+        *("not_judged", "architectures", "names", "transformer_lens"),
     ]
 )
 VALUES = st.recursive(
@@ -478,7 +479,7 @@ VALUES = st.recursive(
             "schema": st.sampled_from([1, 2, "1"]),
             "model": st.one_of(st.lists(VALUES, max_size=3), VALUES),
         },
-        optional={"subjects": VALUES, "else": VALUES},
+        optional={"subjects": VALUES, "name": VALUES, "gap": VALUES, "else": VALUES},
     )
 )
 def test_whatever_is_written_is_a_spec_or_a_spec_error(file: Path, top: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from conformance.checks.names import CHECKS
 from conformance.records import read
 from conformance.report import REPORT
+from conformance.report.names import judged, not_judged, rows
 from conformance.report.stale import describe_stale
 from conformance.report.tables import fenced, table
 from conformance.report.terminal import (
@@ -57,6 +58,8 @@ def page(records: Records) -> str:
         lines += ["## References that contradict themselves", "", *doubts, ""]
     if excused := _excused(verdicts):
         lines += ["## Not applicable", "", _EXCUSED, "", *excused, ""]
+    if records.names:
+        lines += ["## Names", "", *_names(records), ""]
     lines += measured(verdicts)
     return "\n".join(lines)
 
@@ -79,6 +82,13 @@ _STALE = (
     "The ledger lists them, everything they cover was judged, and nothing fails as they say. "
     "`conformance ledger update` proposes what to take out."
 )
+_NAMES = (
+    "The worst verdict of all checks. *twin* is that of a tiny model with the configuration class "
+    "of the name, *real* that of its own weights."
+)
+#: More names than this are folded.
+_MANY = 20
+
 _CLOSE = (
     "The measurement that came nearest to its bound, as a fraction of it (1 would fail). "
     "*Same function* is judged in promoted float64, *same precision* in the dtype that users run, "
@@ -152,6 +162,21 @@ def matrix(verdicts: Sequence[Verdict]) -> list[str]:
         cells = [WORDS[row[c].outcome] if c in row else "" for c in checks]
         rows.append([model, first.architecture, first.evidence, subject, *cells])
     return table(["model", "architecture", "weights", "subject", *checks], rows)
+
+
+def _names(records: Records) -> list[str]:
+    """Names with their verdicts; folded where they are many."""
+    found = judged(records)
+    header, listed = rows(found)
+    lines = [_NAMES, ""]
+    if len(listed) > _MANY:
+        summary = f"<details><summary>{len(listed)} names that are judged</summary>"
+        lines += [summary, "", *table(header, listed), "", "</details>"]
+    elif listed:
+        lines += table(header, listed)
+    for reason, names in not_judged(found).items():
+        lines += ["", f"Not judged: {reason} ({len(names)}): {', '.join(names)}"]
+    return lines
 
 
 def _expected(verdicts: Sequence[Verdict]) -> list[str]:

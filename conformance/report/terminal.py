@@ -99,7 +99,10 @@ def explain(verdict: Verdict, *, models: str | None = None, alike: Sequence[Verd
         alike: verdicts of the same model with the same reason, to be named only.
     """
     name = f"{verdict.model} / {verdict.subject} / {verdict.check}"
-    source = ", ".join(filter(None, (verdict.architecture, f"{verdict.evidence} weights")))
+    weights = f"{verdict.evidence} weights"
+    if verdict.commit:
+        weights += f" at {verdict.commit[:8]}"
+    source = ", ".join(filter(None, (verdict.architecture, weights)))
     lines = [f"{WORDS[verdict.outcome]}: {name} ({source})"]
     if verdict.reason:
         lines += textwrap.indent(verdict.reason, "  ").splitlines()

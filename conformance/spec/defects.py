@@ -48,7 +48,7 @@ class LedgerReport(Report):
     """Problems of a ledger, each with the line of the table or inline table it is in."""
 
     def __init__(self, text: str, tables: object) -> None:
-        super().__init__("", None)
+        super().__init__("", {})
         self.lines = _lines(text, tables)
 
     def line_of(self, place: str) -> int | None:

@@ -31,16 +31,10 @@ if TYPE_CHECKING:
 class Report:
     """Collects problems; each is a place, what is wrong there, and what would be right."""
 
-    def __init__(self, text: str, models: object) -> None:
+    def __init__(self, text: str, raw: Mapping[str, Any]) -> None:
         self._problems: list[str] = []
-        lines = [
-            number
-            for number, line in enumerate(text.splitlines(), 1)
-            if re.match(r"""\s*\[\[\s*["']?model["']?\s*\]\]""", line)
-        ]
-        # Inline arrays or a multi-line string may hold or hide headers: then better no line.
-        self._lines = lines if isinstance(models, list) and len(lines) == len(models) else []
-        self._models = models
+        self._models = raw.get("model")
+        self._lines = {kind: _lines(text, kind, raw.get(kind)) for kind in ("model", "name", "gap")}
 
     def where(self, index: int) -> str:
         """``model[3] (id "x")``."""
@@ -50,12 +44,16 @@ class Report:
 
     def line(self, index: int) -> int | None:
         """The line of the header of a ``[[model]]`` table, where it is known."""
-        return self._lines[index] if self._lines else None
+        return self._line("model", index)
+
+    def _line(self, kind: str, index: int) -> int | None:
+        lines = self._lines[kind]
+        return lines[index] if lines else None
 
     def line_of(self, place: str) -> int | None:
         """The line of what a place such as ``model[3].source`` stands in, where it is known."""
-        index = re.match(r"model\[(\d+)\]", place)
-        return self.line(int(index[1])) if index else None
+        table = re.match(r"(model|name|gap)\[(\d+)\]", place)
+        return self._line(table[1], int(table[2])) if table else None
 
     def add(self, place: str, message: str, hint: str) -> None:
         line = self.line_of(place)
@@ -78,6 +76,14 @@ def raise_if_any(reports: Mapping[Path, Report]) -> None:
     if said:
         files = "file" if len(said) == 1 else "files"
         raise SpecError("\n".join(said), f"correct the {files}; nothing was run")
+
+
+def _lines(text: str, kind: str, tables: object) -> list[int]:
+    """The lines of the headers of one kind of table, where they are known."""
+    header = re.compile(rf"""\s*\[\[\s*["']?{kind}["']?\s*\]\]""")
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if header.match(line)]
+    # Inline arrays or a multi-line string may hold or hide headers: then better no line.
+    return lines if isinstance(tables, list) and len(lines) == len(tables) else []
 
 
 def key_of(name: str) -> str:
@@ -142,6 +148,8 @@ _MISSING_HINTS: Mapping[str, str] = {
     "link": "where the defect is described: a page of docs/findings or an issue",
     "loader": 'write "package.module:function"',
     "shows": 'list of {subject = "...", check = "...", models = ["..."]}',
+    "models": "ids of models, or globs of them",
+    "hub": 'the repository, as in "EleutherAI/pythia-70m"',
 }
 _WANTED: Mapping[str, tuple[str, str]] = {
     "string_type": ("a string", "put it in quotes"),

@@ -15,6 +15,7 @@ from typing import Any
 
 from conformance.errors import SpecError
 from conformance.spec.defects import Known, read_ledger
+from conformance.spec.names import read_gaps, read_names
 from conformance.spec.problems import (
     Report,
     key_of,
@@ -52,10 +53,10 @@ def load_spec(path: Path) -> Spec:
         SpecError: the file cannot be read, or has problems; the message lists every one.
     """
     data, raw = _read(path)
-    report = Report(data.decode("utf-8"), raw.get("model"))
+    report = Report(data.decode("utf-8"), raw)
     subjects = _subjects(raw, report)
     known = (*BUILTIN_SUBJECTS, *subjects)
-    known_keys = ("schema", "ledger", "model", "subjects")
+    known_keys = ("schema", "ledger", "model", "name", "gap", "subjects")
     unknown_keys({key: raw[key] for key in raw if key != "defect"}, known_keys, "", report)
     if "defect" in raw:
         report.add("defect", "does not belong here", _MOVED)
@@ -80,6 +81,7 @@ def load_spec(path: Path) -> Spec:
     if "ledger" in raw:
         names = Known(right, _texts(tables, "id"), _texts(tables, "architecture"), known)
         whole, ledger = _ledger(raw["ledger"], path, names, reports)
+    listed, gaps = read_names(raw, report), read_gaps(raw, report)
     raise_if_any(reports)
     return Spec(
         models=whole,
@@ -87,6 +89,8 @@ def load_spec(path: Path) -> Spec:
         path=path.resolve(),
         sha256=hashlib.sha256(data).hexdigest(),
         ledger=ledger,
+        names=listed,
+        gaps=gaps,
     )
 
 

@@ -112,6 +112,16 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Commit = Annotated[
+    str,
+    _matches(
+        r"[0-9a-f]{40}",
+        "a commit",
+        "a branch or tag can move: write the 40 hexadecimal digits of the commit",
+    ),
+]
+
+
 class HubSource(Table):
     """A repository on the HuggingFace hub, at one commit."""
 
@@ -123,14 +133,25 @@ class HubSource(Table):
             'write "organisation/name"',
         ),
     ]
-    revision: Annotated[
-        str,
-        _matches(
-            r"[0-9a-f]{40}",
-            "a commit",
-            "a branch or tag can move: write the 40 hexadecimal digits of the commit",
-        ),
-    ]
+    revision: Commit | None
+
+
+#: A repository of the hub; its oldest have no organisation.
+HubId = Annotated[
+    str,
+    _matches(
+        r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?",
+        "a repository of the hub",
+        'write "organisation/name", as in the address of its page',
+    ),
+]
+
+
+class NameSource(HubSource):
+    """What a ``[[name]]`` names; without a revision, the newest commit when it is fetched."""
+
+    hub: HubId
+    revision: Commit | None = None
 
 
 class PathSource(Table):
@@ -180,7 +201,7 @@ class TwinSource(Table):
     seed: Annotated[StrictInt, Field(ge=0)] = 0
 
 
-Source = HubSource | PathSource | WheelSource | TwinSource
+Source = NameSource | HubSource | PathSource | WheelSource | TwinSource
 
 
 #: In the ledger of expected failures: the model fails every check.
@@ -295,6 +316,61 @@ class ModelSpec(Table):
         return "twin" if isinstance(self.source, TwinSource) else "real"
 
 
+class Name(Table):
+    """A model that people name, and the twin that its verdict rests on here.
+
+    Attributes:
+        hub: its repository on the hub.
+        revision: the commit, where one is known with certainty.
+        architecture: the class that its config states; for a format of TransformerLens's own,
+            what that calls it.
+        twin: id of the ``[[model]]`` with its configuration class, shrunk.
+        not_judged: instead of a twin, why there is none.
+    """
+
+    hub: HubId
+    revision: Commit | None = None
+    architecture: Annotated[
+        str,
+        _matches(r"[A-Za-z][\w-]*", "the name of a class", "write what its config.json says"),
+    ]
+    twin: Identifier | None = None
+    trust_remote_code: StrictBool = False
+    not_judged: NonEmpty | None = None
+
+    @property
+    def id(self) -> str:
+        """What it is called when it is judged itself: an id like any model's."""
+        return id_of(self.hub)
+
+    def model(self) -> ModelSpec:
+        """The name itself as a model: its own weights instead of its twin's."""
+        return ModelSpec(
+            id=self.id,
+            architecture=self.architecture,
+            source=NameSource(hub=self.hub, revision=self.revision),
+            hooked_name=self.hub,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+def id_of(hub: str) -> str:
+    """The id that a repository of the hub gets."""
+    return hub.lower().replace("/", "--")
+
+
+class Gap(Table):
+    """What an installed TransformerLens supports and no entry covers, and why.
+
+    ``architectures`` or ``names`` are globs; ``transformer_lens`` says for which versions.
+    """
+
+    architectures: Names | None = None
+    names: Names | None = None
+    reason: NonEmpty
+    transformer_lens: SpecifierText | None = None
+
+
 class SubjectSpec(Table):
     """A subject that the user declares: ``loader`` is ``package.module:function``."""
 
@@ -316,3 +392,5 @@ class Spec(Table):
     path: Path
     sha256: str
     ledger: Ledger | None = None
+    names: tuple[Name, ...] = ()
+    gaps: tuple[Gap, ...] = ()
