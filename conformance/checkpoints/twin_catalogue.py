@@ -572,6 +572,7 @@ TWINS: Mapping[str, Twin] = {
         },
     ),
     # As GLM-5: an indexer chooses the keys of each query; one layer uses the choice of another.
+    # With few heads of the indexer many keys would score exactly zero, and the choice be a tie.
     "glm-moe-dsa": Twin(
         "GlmMoeDsaForCausalLM",
         "glm_moe_dsa",
@@ -580,7 +581,7 @@ TWINS: Mapping[str, Twin] = {
             "n_routed_experts": 6,
             "first_k_dense_replace": 1,
             "index_topk": 9,
-            "index_n_heads": 3,
+            "index_n_heads": 20,
             "index_head_dim": 14,
             "indexer_types": ["full", "full", "shared", "full"],
         },
