@@ -50,6 +50,8 @@ _MHA = {**_IDS, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads"
 _MHA_CTX = {**_MHA, "max_position_embeddings": N_CTX}
 _GPT = {**_IDS, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": N_CTX}
 _EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 2}
+#: Grouped as published, where the config class is not by default.
+_GROUPED = {"num_attention_heads": 6, "num_key_value_heads": 2}
 _FALCON = {
     **_IDS,
     "hidden_size": 48,
@@ -344,4 +346,29 @@ TWINS: Mapping[str, Twin] = {
         "jamba",
         {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
     ),
+    # --- more dense decoders
+    "arcee": Twin("ArceeForCausalLM", "arcee", _GROUPED),
+    "nemotron": Twin("NemotronForCausalLM", "nemotron", {**_GROUPED, "head_dim": 12}),
+    "jais2": Twin("Jais2ForCausalLM", "jais2"),
+    "starcoder2": Twin("Starcoder2ForCausalLM", "starcoder2", {"sliding_window": WINDOW}),
+    "seed-oss": Twin("SeedOssForCausalLM", "seed_oss"),
+    "ernie4_5": Twin("Ernie4_5ForCausalLM", "ernie4_5"),
+    "ministral3": Twin("Ministral3ForCausalLM", "ministral3", {"head_dim": 10}),
+    "glm": Twin("GlmForCausalLM", "glm", {"head_dim": 12}),
+    "glm4": Twin("Glm4ForCausalLM", "glm4", {"head_dim": 12}),
+    "olmo3": Twin("Olmo3ForCausalLM", "olmo3", {"num_hidden_layers": 4}),
+    "vaultgemma": Twin(
+        "VaultGemmaForCausalLM",
+        "vaultgemma",
+        {
+            "num_hidden_layers": 4,
+            "query_pre_attn_scalar": 14,
+            "attn_logit_softcapping": 20.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "apertus": Twin("ApertusForCausalLM", "apertus", _GROUPED),
+    "gpt-bigcode": Twin("GPTBigCodeForCausalLM", "gpt_bigcode", {"n_head": 6}),
+    "cohere2": Twin("Cohere2ForCausalLM", "cohere2", {**_GROUPED, "num_hidden_layers": 4}),
+    "exaone4": Twin("Exaone4ForCausalLM", "exaone4", {**_GROUPED, "num_hidden_layers": 4}),
 }

@@ -225,6 +225,8 @@ def dims(config: Any) -> Dims:
     n_kv = _first(config, "num_key_value_heads", "num_kv_heads", default=n_heads)
     if config.model_type == "falcon" and not config.new_decoder_architecture:
         n_kv = 1 if config.multi_query else n_heads
+    if config.model_type == "gpt_bigcode":
+        n_kv = 1 if config.multi_query else n_heads
     layer_types = _first(config, "layer_types")
     window = _first(config, "sliding_window", "window_size")
     if config.model_type == "gpt_neo":
