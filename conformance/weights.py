@@ -54,6 +54,9 @@ def split_fused(
     if fam.qkv_layout == "per_head":
         parts = tensor.unflatten(-1, (d.n_heads, 3, d.d_head))
         return parts[..., 0, :], parts[..., 1, :], parts[..., 2, :]
+    if fam.qkv_layout == "quarters":
+        q, v, k = tensor.unflatten(-1, (4, 3, -1, d.d_head)).unbind(-3)
+        return q.flatten(-3, -2), k.flatten(-3, -2), v.flatten(-3, -2)
     groups = tensor.unflatten(-1, (d.n_kv_heads, d.group + 2, d.d_head))
     return groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :]
 
@@ -115,6 +118,9 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         if fam.q_norm and fam.k_norm:
             norm(f"{name}.attn.q_norm", fam.at(fam.q_norm, layer))
             norm(f"{name}.attn.k_norm", fam.at(fam.k_norm, layer))
+        norm(f"{name}.attn.o_norm", None if fam.o_norm is None else fam.at(fam.o_norm, layer))
+        down_norm = None if fam.down_norm is None else fam.at(fam.down_norm, layer)
+        norm(f"{name}.mlp.down_norm", down_norm)
         _as_they_are(out, name, layer, parameters, fam)
         if fam.experts:
             _experts(out, name, layer, parameters, fam, d)

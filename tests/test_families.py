@@ -15,6 +15,7 @@ from fakes import ROOT
 from twins import described, huggingface, ran, run
 
 from conformance.checkpoints.twin_catalogue import TWINS, WINDOW
+from conformance.diagnose import facts
 from conformance.errors import FamilyError
 from conformance.families import architectures, family
 from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS, parse
@@ -64,7 +65,7 @@ def test_an_unknown_architecture_is_refused_with_advice() -> None:
 _IN_BLOCK = (
     *("attn", "o", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
     *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
-    *("shared", "shared_gate"),
+    *("shared", "shared_gate", "o_norm", "down_norm"),
 )
 _GLOBAL = ("embed", "ln_final", "unembed", "pos_embed", "embed_ln")
 _NO_PATHS = {"architecture", "block", "sinks", "qkv_layout", "qk_norm", "expert_layout"}
@@ -97,11 +98,11 @@ def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache
     fam, d = described(twin, twin_cache)
     found = ran(twin, twin_cache, prompt)
     absent = fam.absent()
-    assert all(absent.values())
     due = {k.name for k in GLOBAL_KINDS if k.name not in {*absent, "logits"}}
-    for kind in BLOCK_KINDS:
-        if kind.name not in absent:
-            due |= {f"blocks.{layer}.{kind.name}" for layer in range(d.n_layers)}
+    for layer in range(d.n_layers):
+        absent = fam.absent(layer)
+        assert all(absent.values())
+        due |= {f"blocks.{layer}.{k.name}" for k in BLOCK_KINDS if k.name not in absent}
     assert set(found.sites) == due
     assert {name for name, values in found.sites.items() if len(values) != 1} == set()
     batch, pos = found.prompt.tokens.shape
@@ -162,7 +163,11 @@ def test_the_weights_reproduce_attention(twin: str, twin_cache: Path, weights: W
         v = v.clamp(-clip, clip)
     v = v.repeat_interleave(d.group, dim=2)
     z = found[at + "attn.z"]
-    same(torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v), z)
+    mixed = torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v)
+    if fam.o_norm:
+        rule = facts.norm(huggingface(twin, twin_cache).model.config, fam)
+        mixed = rule(mixed.flatten(-2), weights[at + "attn.o_norm.w"]).unflatten(-1, z.shape[-2:])
+    same(mixed, z)
     out = torch.einsum("bphd,hdm->bpm", z, weights[at + "attn.W_O"])
     out = (out + weights.get(at + "attn.b_O", 0)) * fam.residual_multiplier
     same(out, found[at + ("attn.out" if fam.ln1_post else "attn_out")])
@@ -226,6 +231,13 @@ def _mixture(x: torch.Tensor, logits: torch.Tensor, w: Weights, config: Any) -> 
     return out
 
 
+def _sinusoids(positions: int, width: int) -> torch.Tensor:
+    """Vaswani et al. 2017, sines first, the last of them 10^4 times slower than the first."""
+    rates = 1e4 ** -torch.linspace(0, 1, width // 2, dtype=torch.float64)
+    turns = torch.arange(positions, dtype=torch.float64)[:, None] * rates
+    return torch.cat([turns.sin(), turns.cos()], dim=-1)
+
+
 @every_twin
 def test_the_weights_reproduce_embedding_and_unembedding(
     twin: str, twin_cache: Path, weights: Weights
@@ -244,7 +256,8 @@ def test_the_weights_reproduce_embedding_and_unembedding(
         )
     same(embedded * fam.embed_multiplier, found["embed"])
     if fam.pos_embed:
-        table = weights["pos_embed.W_pos"][fam.pos_offset :]
+        table = weights.get("pos_embed.W_pos", _sinusoids(d.n_ctx + fam.pos_offset, d.d_model))
+        table = table[fam.pos_offset :]
         assert table.shape[0] == d.n_ctx
         same(table[: tokens.shape[1]][None], found["pos_embed"])
     logits = found["ln_final"] @ weights["unembed.W_U"] + weights.get("unembed.b_U", 0)

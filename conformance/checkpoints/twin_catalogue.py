@@ -369,6 +369,24 @@ TWINS: Mapping[str, Twin] = {
     ),
     "apertus": Twin("ApertusForCausalLM", "apertus", _GROUPED),
     "gpt-bigcode": Twin("GPTBigCodeForCausalLM", "gpt_bigcode", {"n_head": 6}),
+    # Quarters of the heads are stored together: two heads in each.
+    "codegen": Twin("CodeGenForCausalLM", "codegen", {"n_head": 8, "rotary_dim": 4}),
+    "hunyuan": Twin(
+        "HunYuanDenseV1ForCausalLM",
+        "hunyuan_v1_dense",
+        {
+            **_GROUPED,
+            "head_dim": 10,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 10000.0,
+                "alpha": 1000.0,
+                "factor": 1.0,
+            },
+        },
+    ),
+    "bitnet": Twin("BitNetForCausalLM", "bitnet"),
+    "xglm": Twin("XGLMForCausalLM", "xglm"),
     "cohere2": Twin("Cohere2ForCausalLM", "cohere2", {**_GROUPED, "num_hidden_layers": 4}),
     "exaone4": Twin("Exaone4ForCausalLM", "exaone4", {**_GROUPED, "num_hidden_layers": 4}),
 }

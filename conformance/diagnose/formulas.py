@@ -152,16 +152,23 @@ def right(evidence: Evidence, layer: int) -> Formula:
 
 def compute(scene: Scene, f: Formula, since: Stage, until: Stage) -> Predicted:
     """Values at the sites of stage ``until``, recomputed from the reference's before ``since``."""
-    d, fam = scene.evidence.dims, scene.evidence.family
-    if since > Stage.ROTATED and fam.rotary:
+    d, fam = scene.evidence.dims, scene.evidence.family.of(scene.layer)
+    if since > Stage.ROTATED and fam.qk_norm_rotated:
+        q, k = scene.truth("attn.q_normed"), scene.truth("attn.k_normed")
+    elif since > Stage.ROTATED and fam.rotary:
         q, k = scene.truth("attn.rot_q"), scene.truth("attn.rot_k")
+    elif fam.qk_norm_rotated:
+        rotated = _rotated(scene, f, scene.truth("attn.q"), scene.truth("attn.k"))
+        if until == Stage.ROTATED:
+            return {"attn.rot_q": rotated[0], "attn.rot_k": rotated[1]}
+        q, k = _normed(scene, f, *rotated)
+        if until == Stage.NORMED:
+            return {"attn.q_normed": q, "attn.k_normed": k}
     else:
         q, k = _before_rotation(scene, f, since)
         if until == Stage.NORMED:
             return {"attn.q_normed": q, "attn.k_normed": k}
-        q, k = (_clipped(t, f.clip) for t in (q, k))
-        q = q if f.q_rope is None else f.q_rope(q, scene.positions)
-        k = k if f.k_rope is None else f.k_rope(k, scene.positions)
+        q, k = _rotated(scene, f, *(_clipped(t, f.clip) for t in (q, k)))
         if until == Stage.ROTATED:
             return {"attn.rot_q": q, "attn.rot_k": k}
     if since > Stage.SCORES:
@@ -217,13 +224,27 @@ class Asked:
 
 
 def _before_rotation(scene: Scene, f: Formula, since: Stage) -> tuple[torch.Tensor, torch.Tensor]:
-    fam = scene.evidence.family
+    fam = scene.evidence.family.of(scene.layer)
     if fam.qk_norm is not None and since > Stage.NORMED:
         return scene.truth("attn.q_normed"), scene.truth("attn.k_normed")
-    q, k = scene.truth("attn.q"), scene.truth("attn.k")
+    return _normed(scene, f, scene.truth("attn.q"), scene.truth("attn.k"))
+
+
+def _normed(
+    scene: Scene, f: Formula, q: torch.Tensor, k: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     return (
         q if f.q_norm is None else f.q_norm(q, scene),
         k if f.k_norm is None else f.k_norm(k, scene),
+    )
+
+
+def _rotated(
+    scene: Scene, f: Formula, q: torch.Tensor, k: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        q if f.q_rope is None else f.q_rope(q, scene.positions),
+        k if f.k_rope is None else f.k_rope(k, scene.positions),
     )
 
 

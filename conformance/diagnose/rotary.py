@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 Layout = Literal["halves", "adjacent"]
 
 #: Architectures that pair neighbours.
-_ADJACENT = ("GPTJForCausalLM", "CohereForCausalLM")
+_ADJACENT = (
+    *("GPTJForCausalLM", "CodeGenForCausalLM", "CohereForCausalLM", "Cohere2ForCausalLM"),
+    *("GlmForCausalLM", "Glm4ForCausalLM", "Ernie4_5ForCausalLM"),
+)
 
 
 @dataclass(frozen=True)
@@ -156,11 +159,11 @@ def _mscale(factor: float, m: float) -> float:
 
 def setting(config: Any, fam: Family, d: Dims, layer: int) -> Setting | None:
     """The rotation of one layer, or None if queries are not rotated."""
-    if not fam.rotary:
+    if not fam.of(layer).rotary:
         return None
     layout: Layout = "adjacent" if fam.architecture in _ADJACENT else "halves"
     parameters = _parameters(config, layer)
-    if fam.architecture == "GPTJForCausalLM":
+    if fam.architecture in ("GPTJForCausalLM", "CodeGenForCausalLM"):
         return Setting(10000.0, int(config.rotary_dim or d.d_head), "default", {}, layout)
     part = float(parameters.get("partial_rotary_factor") or 1.0)
     return Setting(

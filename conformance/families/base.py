@@ -31,10 +31,14 @@ class Family:
             linear attention, a short convolution. Its parameters keep HuggingFace's names.
         q, k, v: separate projections; or ``qkv`` fused, laid out as ``qkv_layout``:
             ``concat`` (all q, all k, all v), ``per_head`` (q, k, v of head 0, of head 1, ...),
-            ``grouped`` (queries of a group, its key, its value; next group).
+            ``grouped`` (queries of a group, its key, its value; next group),
+            ``quarters`` (a quarter of all heads: their q, v, k; next quarter).
         qk_norm: norms of q and k over each head (``per_head``: applied to [batch, pos, head,
             d_head]; ``per_head_transposed``: to [batch, head, pos, d_head]) or over all heads
             at once (``full``).
+        qk_norm_rotated: the norms read what is rotated already.
+        o_norm: norm over all heads' outputs at once, before ``o``; ``z`` is what it returns.
+        down_norm: norm of the MLP's activations before ``down``; ``post`` is what it returns.
         mlp: the module whose input is the MLP's (None: a block has none); ``up``, ``down`` its projections, ``gate`` if
             gated, or ``gate_up`` fused (gate first).
         mlp_contribution: module whose output is added to the residual stream, if it is not
@@ -77,10 +81,13 @@ class Family:
     k: str | None = None
     v: str | None = None
     qkv: str | None = None
-    qkv_layout: Literal["concat", "per_head", "grouped"] = "concat"
+    qkv_layout: Literal["concat", "per_head", "grouped", "quarters"] = "concat"
     q_norm: str | None = None
     k_norm: str | None = None
     qk_norm: Literal["per_head", "per_head_transposed", "full"] | None = None
+    qk_norm_rotated: bool = False
+    o_norm: str | None = None
+    down_norm: str | None = None
     up: str | None = None
     down: str | None = None
     gate: str | None = None

@@ -24,6 +24,8 @@ _OLMO2 = _base("Olmo2ForCausalLM")
 _GEMMA = _base("GemmaForCausalLM")
 _COHERE = _base("CohereForCausalLM")
 _GPT2 = _base("GPT2LMHeadModel")
+_GPTJ = _base("GPTJForCausalLM")
+_OPT = _base("OPTForCausalLM")
 
 _UNGATED: dict[str, Any] = {"gate": None}
 _FUSED_GATE: dict[str, Any] = {"gate": None, "up": None, "gate_up": "mlp.gate_up_proj"}
@@ -78,6 +80,36 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
             unnamed=("mlp.act_fn",),
         ),
         like(_GPT2, "GPTBigCodeForCausalLM", conv1d=False),
+        like(
+            _GPTJ,
+            "CodeGenForCausalLM",
+            **dict.fromkeys("qkv"),
+            qkv="attn.qkv_proj",
+            qkv_layout="quarters",
+        ),
+        like(
+            _QWEN3,
+            "HunYuanDenseV1ForCausalLM",
+            q_norm="self_attn.query_layernorm",
+            k_norm="self_attn.key_layernorm",
+            qk_norm="per_head_transposed",
+            qk_norm_rotated=True,
+        ),
+        like(
+            _LLAMA,
+            "BitNetForCausalLM",
+            o_norm="self_attn.attn_sub_norm",
+            down_norm="mlp.ffn_sub_norm",
+        ),
+        like(
+            _OPT,
+            "XGLMForCausalLM",
+            block="model.layers.{l}",
+            embed="model.embed_tokens",
+            embed_scaled=True,
+            pos_embed="model.embed_positions",
+            ln_final="model.layer_norm",
+        ),
     )
 }
 FAMILIES["Cohere2ForCausalLM"] = _cohere2

@@ -50,7 +50,8 @@ _PRODUCTS = frozenset(
 _SOFTMAXES = frozenset({torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax})
 _CATS = frozenset({torch.cat, torch.concat})
 
-#: Sites that the attention tap edits itself: they are no module's input or output.
+#: Sites that the attention tap edits itself: they are no module's input or output. (The first two
+#: are, where norms follow the rotation.)
 _EDITED_BY_TAP = ("attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern")
 
 
@@ -80,7 +81,7 @@ class _AttentionTap(TorchFunctionMode):
             return func(*args, **kwargs)
         at = f"blocks.{self._layer}.attn."
         if func in _PRODUCTS and args[0].ndim == 4 and args[1].ndim == 4:
-            if self._edits:
+            if self._edits and not self._family.qk_norm_rotated:
                 args = (*self._edited_product(at, args[0], args[1]), *args[2:])
             self._product = (args[0], args[1])
         elif func in _CATS and self._family.sinks and len(args[0]) == 2:
@@ -89,18 +90,25 @@ class _AttentionTap(TorchFunctionMode):
                 scores = self._edited(at + "scores", scores)
                 args = ((scores, args[0][1]), *args[1:])
                 self._sink_scores = scores
-        elif func in _SOFTMAXES and args and args[0].ndim == 4 and self._sink_scores is None:
-            args = (self._edited(at + "scores", args[0]), *args[1:])
+        elif func in _SOFTMAXES and args and args[0].ndim in (3, 4) and self._sink_scores is None:
+            scores = self._edited(at + "scores", self._by_head(args[0]))
+            args = (scores.reshape(args[0].shape), *args[1:])
         result = func(*args, **kwargs)
-        if func in _SOFTMAXES and result.ndim == 4:
+        if func in _SOFTMAXES and result.ndim in (3, 4):
             if self._sink_scores is None:
-                result = self._edited(at + "pattern", result)
+                pattern = self._edited(at + "pattern", self._by_head(result))
+                result = pattern.reshape(result.shape)
             elif at + "pattern" in self._edits:
                 kept = self._edited(at + "pattern", result[..., :-1])
                 result = torch.cat([kept, result[..., -1:]], dim=-1)
-            self._softmax(args[0] if args else kwargs["input"], result)
+            scores = args[0] if args else kwargs["input"]
+            self._softmax(self._by_head(scores), self._by_head(result))
             self._layer = None  # the first softmax is the pattern; experts may use others
         return result
+
+    def _by_head(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Scores or pattern as [batch, head, query, key], where they are [batch head, ...]."""
+        return tensor if tensor.ndim == 4 else tensor.unflatten(0, (-1, self._dims.n_heads))
 
     def _edited(self, site: str, tensor: torch.Tensor) -> torch.Tensor:
         edit = self._edits.get(site)
@@ -130,7 +138,8 @@ class _AttentionTap(TorchFunctionMode):
 
     def _softmax(self, scores: torch.Tensor, pattern: torch.Tensor) -> None:
         at = f"blocks.{self._layer}.attn."
-        if self._family.rotary and self._product is not None:
+        rotated_last = self._family.rotary and not self._family.qk_norm_rotated
+        if rotated_last and self._product is not None:
             q, k = self._product[0], self._product[1].transpose(-1, -2)
             if k.shape[1] == self._dims.n_heads != self._dims.n_kv_heads:
                 k = k[:, :: self._dims.group]
@@ -225,7 +234,8 @@ class HuggingFaceModel:
             # rows apart.
             batch, pos = prompt.tokens.shape
             inputs["position_ids"] = torch.arange(pos).repeat(batch, 1)
-        tapped = _editing(shaped(on_site, prompt), prompt, edits) if edits else None
+        by_tap = _EDITED_BY_TAP[2 if self.family.qk_norm_rotated else 0 :]
+        tapped = _editing(shaped(on_site, prompt), prompt, edits, by_tap) if edits else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.session(grad=grad))
             stack.enter_context(self._tapped(tapped or shaped(on_site, prompt), edits or {}))
@@ -340,7 +350,7 @@ class HuggingFaceModel:
                 f"blocks.{layer}.{kind}", t if n is None else t.unflatten(-1, (n, d.d_head))
             )
 
-        self._tap_projections(layer, after, heads, emit)
+        self._tap_projections(layer, before, after, heads, emit)
         before(at(fam.attn), lambda _: tap.enter(layer))
         after(at(fam.attn), lambda _: tap.leave())
         before(at(fam.o), heads("attn.z", d.n_heads))
@@ -353,6 +363,7 @@ class HuggingFaceModel:
     def _tap_projections(
         self,
         layer: int,
+        before: Callable[..., None],
         after: Callable[[str, Callable[[torch.Tensor], None]], None],
         heads: Callable[[str, int | None], Callable[[torch.Tensor], None]],
         emit: OnSite,
@@ -384,6 +395,9 @@ class HuggingFaceModel:
                 after(fam.at(norm, layer), heads(kind, None))
             else:
                 after(fam.at(norm, layer), _transposed(emit, f"blocks.{layer}.{kind}"))
+            if fam.qk_norm_rotated:
+                rotated = _transposed(emit, f"blocks.{layer}.attn.rot_{name}")
+                before(fam.at(norm, layer), rotated)
 
     def _tap_mlp(
         self,
@@ -441,8 +455,12 @@ def _times(factor: float, use: Callable[[torch.Tensor], None]) -> Callable[[torc
     return scaled
 
 
-def _editing(emit: OnSite, prompt: Prompt, edits: Edits) -> OnSite:
-    """Edit a site, then emit it. Layouts are views: an edit of the view is one of the tensor."""
+def _editing(emit: OnSite, prompt: Prompt, edits: Edits, by_tap: tuple[str, ...]) -> OnSite:
+    """Edit a site, then emit it. Layouts are views: an edit of the view is one of the tensor.
+
+    Args:
+        by_tap: ends of the names of sites that the attention tap edits itself.
+    """
 
     def edit_inside(name: str, view: torch.Tensor) -> None:
         edit = edits.get(name)
@@ -452,7 +470,7 @@ def _editing(emit: OnSite, prompt: Prompt, edits: Edits) -> OnSite:
     shaped_edit = shaped(edit_inside, prompt)
 
     def both(name: str, tensor: torch.Tensor) -> None:
-        if not name.endswith(_EDITED_BY_TAP):
+        if not name.endswith(by_tap):
             shaped_edit(name, tensor)
         emit(name, tensor)
 
