@@ -143,6 +143,10 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
             dense(f"{name}.mlp", fam.at(fam.down, layer), "W_out", "b_out")
     fam = whole
     norm("ln_final", fam.ln_final)
+    if fam.head:
+        for key, tensor in parameters.items():
+            if key.startswith(f"{fam.head}."):
+                out[f"head{key.removeprefix(fam.head)}"] = Weight(tensor, key)
     key, head = get(fam.unembed, "weight")
     if head is None:  # tied: the embedding serves
         key, head = out["embed.W_E"].source, out["embed.W_E"].tensor

@@ -67,7 +67,7 @@ _IN_BLOCK = (
     *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
     *("shared", "shared_gate", "o_norm", "down_norm"),
 )
-_GLOBAL = ("embed", "ln_final", "unembed", "pos_embed", "embed_ln")
+_GLOBAL = ("embed", "ln_final", "head", "unembed", "pos_embed", "embed_ln")
 _NO_PATHS = {"architecture", "block", "sinks", "qkv_layout", "qk_norm", "expert_layout"}
 
 
@@ -247,20 +247,18 @@ def test_the_weights_reproduce_embedding_and_unembedding(
     tokens, config = found.prompt.tokens, huggingface(twin, twin_cache).model.config
     embedded = weights["embed.W_E"][tokens] * (d.d_model**0.5 if fam.embed_scaled else 1)
     if fam.embed_ln:
-        embedded = torch.nn.functional.layer_norm(
-            embedded,
-            (d.d_model,),
-            weights["embed_ln.w"],
-            weights["embed_ln.b"],
-            config.layer_norm_epsilon,
-        )
+        rule = facts.norm(config, fam)
+        embedded = rule(embedded, weights["embed_ln.w"], weights.get("embed_ln.b"))
     same(embedded * fam.embed_multiplier, found["embed"])
     if fam.pos_embed:
         table = weights.get("pos_embed.W_pos", _sinusoids(d.n_ctx + fam.pos_offset, d.d_model))
         table = table[fam.pos_offset :]
         assert table.shape[0] == d.n_ctx
         same(table[: tokens.shape[1]][None], found["pos_embed"])
-    logits = found["ln_final"] @ weights["unembed.W_U"] + weights.get("unembed.b_U", 0)
+    normed = found["ln_final"]
+    if fam.head:
+        normed = huggingface(twin, twin_cache).model.get_submodule(fam.head)(normed)
+    logits = normed @ weights["unembed.W_U"] + weights.get("unembed.b_U", 0)
     logits = logits * (getattr(config, "logit_scale", None) or 1)
     logits = logits / (getattr(config, "logits_scaling", None) or 1)
     if cap := getattr(config, "final_logit_softcapping", None):

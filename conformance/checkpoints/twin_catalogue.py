@@ -387,6 +387,7 @@ TWINS: Mapping[str, Twin] = {
     ),
     "bitnet": Twin("BitNetForCausalLM", "bitnet"),
     "xglm": Twin("XGLMForCausalLM", "xglm"),
+    "modernbert-decoder": Twin("ModernBertDecoderForCausalLM", "modernbert-decoder"),
     "cohere2": Twin("Cohere2ForCausalLM", "cohere2", {**_GROUPED, "num_hidden_layers": 4}),
     "exaone4": Twin("Exaone4ForCausalLM", "exaone4", {**_GROUPED, "num_hidden_layers": 4}),
 }

@@ -22,6 +22,7 @@ class Family:
         architecture: the HuggingFace class name.
         block: path of one block.
         embed, pos_embed, embed_ln: token embedding, learned positions, norm after embedding.
+        head: what lies between the final norm and the unembedding and is not linear.
         pos_offset: rows of the position table before position 0 (OPT keeps 2).
         ln1, ln1_post, ln2, ln2_post: norms before and after attention and MLP, relative to the
             block.
@@ -70,6 +71,7 @@ class Family:
     mixer: str | None = None
     mlp: str | None = None
     unembed: str = "lm_head"
+    head: str | None = None
     pos_embed: str | None = None
     pos_offset: int = 0
     embed_ln: str | None = None

@@ -3,6 +3,7 @@ them out."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from conformance.families.base import Family, like
@@ -27,6 +28,27 @@ _GPT2 = _base("GPT2LMHeadModel")
 _GPTJ = _base("GPTJForCausalLM")
 _OPT = _base("OPTForCausalLM")
 
+_MODERN_BERT = like(
+    _LLAMA,
+    "ModernBertDecoderForCausalLM",
+    embed="model.embeddings.tok_embeddings",
+    embed_ln="model.embeddings.norm",
+    ln1="attn_norm",
+    attn="attn",
+    q="attn.q_proj",
+    k="attn.k_proj",
+    v="attn.v_proj",
+    o="attn.Wo",
+    ln2="mlp_norm",
+    gate=None,
+    up=None,
+    gate_up="mlp.Wi",
+    down="mlp.Wo",
+    ln_final="model.final_norm",
+    head="lm_head",
+    unembed="decoder",
+)
+
 _UNGATED: dict[str, Any] = {"gate": None}
 _FUSED_GATE: dict[str, Any] = {"gate": None, "up": None, "gate_up": "mlp.gate_up_proj"}
 
@@ -48,6 +70,12 @@ def _exaone4(config: Any) -> Family:
     sliding = [t == "sliding_attention" for t in config.layer_types]
     rotates = [s or config.sliding_window is None for s in sliding]
     return _rotated(base, "Exaone4ForCausalLM", rotates)
+
+
+def _modern_bert(config: Any) -> Family:
+    first = dataclasses.replace(_MODERN_BERT, ln1=None)  # it reads the embedding's own norm
+    layers = (first, *(_MODERN_BERT,) * (config.num_hidden_layers - 1))
+    return dataclasses.replace(_MODERN_BERT, layers=layers)
 
 
 FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
@@ -114,3 +142,4 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
 }
 FAMILIES["Cohere2ForCausalLM"] = _cohere2
 FAMILIES["Exaone4ForCausalLM"] = _exaone4
+FAMILIES["ModernBertDecoderForCausalLM"] = _modern_bert
