@@ -63,7 +63,7 @@ def test_an_unknown_architecture_is_refused_with_advice() -> None:
 # --- Paths and sites ----------------------------------------------------------------------------
 
 _IN_BLOCK = (
-    *("attn", "o", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
+    *("attn", "o", "mixer", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
     *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
     *("shared", "shared_gate", "o_norm", "down_norm"),
 )
@@ -82,13 +82,16 @@ def test_every_path_exists(twin: str, twin_cache: Path) -> None:
     for name in _GLOBAL:
         path = getattr(fam, name)
         assert path is None or path in modules, name
+    assert not fam.layers or len(fam.layers) == model.dims.n_layers
     for layer in range(model.dims.n_layers):
-        assert fam.at("", layer) in modules
+        own = fam.of(layer)
+        assert own.at("", layer) in modules
         for name in _IN_BLOCK:
-            path = getattr(fam, name)
-            assert path is None or fam.at(path, layer) in modules, name
-        if fam.sinks:
-            assert f"{fam.at(fam.attn, layer)}.{fam.sinks}" in model.parameters()
+            path = getattr(own, name)
+            assert path is None or own.at(path, layer) in modules, name
+        if own.sinks:
+            assert own.attn is not None
+            assert f"{own.at(own.attn, layer)}.{own.sinks}" in model.parameters()
     assert fam.at("", model.dims.n_layers) not in modules, "more layers than dims say"
 
 
@@ -97,8 +100,7 @@ def test_every_path_exists(twin: str, twin_cache: Path) -> None:
 def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache: Path) -> None:
     fam, d = described(twin, twin_cache)
     found = ran(twin, twin_cache, prompt)
-    absent = fam.absent()
-    due = {k.name for k in GLOBAL_KINDS if k.name not in {*absent, "logits"}}
+    due = {k.name for k in GLOBAL_KINDS if k.name not in {*fam.absent(), "logits"}}
     for layer in range(d.n_layers):
         absent = fam.absent(layer)
         assert all(absent.values())
@@ -118,8 +120,10 @@ def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache
         wrong = {a: n for a, n in zip(axes, shape, strict=True) if sizes.get(a, n) != n}
         assert not wrong, (name, wrong)
     assert found.logits.shape == (batch, pos, d.d_vocab)
-    mlp = {tuple(v[0].shape) for n, v in found.sites.items() if ".mlp.p" in n}
-    assert len(mlp) <= 1, "pre, pre_linear and post of one width"
+    for layer in range(d.n_layers):
+        at = f"blocks.{layer}.mlp.p"
+        mlp = {tuple(v[0].shape) for n, v in found.sites.items() if n.startswith(at)}
+        assert len(mlp) <= 1, "pre, pre_linear and post of one width"
 
 
 # --- The rearrangement is a bijection -----------------------------------------------------------
@@ -149,48 +153,62 @@ def test_every_element_of_every_parameter_is_used_exactly_once(twin: str, twin_c
 
 @every_twin
 def test_the_weights_reproduce_attention(twin: str, twin_cache: Path, weights: Weights) -> None:
-    fam, d = described(twin, twin_cache)
-    found = ran(twin, twin_cache)
-    at = f"blocks.{LAYER}."
+    whole, d = described(twin, twin_cache)
+    layer = next((i for i in (LAYER, *range(d.n_layers)) if whole.of(i).attn), None)
+    if layer is None:
+        return  # nothing to reproduce
+    fam, found = whole.of(layer), ran(twin, twin_cache)
+    at = f"blocks.{layer}."
     x = found[at + ("ln1" if fam.ln1 else "resid_pre")]
-    for letter in "QKV":
+    for letter in "QKV" if fam.q or fam.qkv else "":
         value = torch.einsum("bpm,hmd->bphd", x, weights[f"{at}attn.W_{letter}"])
         value = value + weights.get(f"{at}attn.b_{letter}", 0)
         same(value, found[f"{at}attn.{letter.lower()}"])
+    z = found[at + "attn.z"]
+    out = torch.einsum("bphd,hdm->bpm", z, weights[at + "attn.W_O"])
+    out = (out + weights.get(at + "attn.b_O", 0)) * fam.residual_multiplier
+    same(out, found[at + ("attn.out" if fam.ln1_post else "attn_out")])
+    if not (fam.q or fam.qkv):
+        return
     # Which key/value head belongs to which query head, seen where they meet.
     v = found[at + "attn.v"]
     if clip := getattr(huggingface(twin, twin_cache).model.config, "clip_qkv", None):
         v = v.clamp(-clip, clip)
     v = v.repeat_interleave(d.group, dim=2)
-    z = found[at + "attn.z"]
     mixed = torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v)
     if fam.o_norm:
         rule = facts.norm(huggingface(twin, twin_cache).model.config, fam)
         mixed = rule(mixed.flatten(-2), weights[at + "attn.o_norm.w"]).unflatten(-1, z.shape[-2:])
     same(mixed, z)
-    out = torch.einsum("bphd,hdm->bpm", z, weights[at + "attn.W_O"])
-    out = (out + weights.get(at + "attn.b_O", 0)) * fam.residual_multiplier
-    same(out, found[at + ("attn.out" if fam.ln1_post else "attn_out")])
 
 
 @every_twin
 def test_scores_give_the_pattern(twin: str, twin_cache: Path, weights: Weights) -> None:
-    found = ran(twin, twin_cache)
-    scores = found[f"blocks.{LAYER}.attn.scores"]
-    sinks = weights.get(f"blocks.{LAYER}.attn.sinks")
-    if sinks is not None:
-        column = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
-        pattern = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
-    else:
-        pattern = scores.softmax(-1)
-    same(pattern, found[f"blocks.{LAYER}.attn.pattern"])
+    (fam, d), found = described(twin, twin_cache), ran(twin, twin_cache)
+    for layer in range(d.n_layers):
+        if not fam.of(layer).attn:
+            continue
+        scores = found[f"blocks.{layer}.attn.scores"]
+        sinks = weights.get(f"blocks.{layer}.attn.sinks")
+        if sinks is not None:
+            column = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
+            pattern = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
+        else:
+            pattern = scores.softmax(-1)
+        same(pattern, found[f"blocks.{layer}.attn.pattern"])
 
 
 @every_twin
 def test_the_weights_reproduce_the_mlp(twin: str, twin_cache: Path, weights: Weights) -> None:
-    fam, _d = described(twin, twin_cache)
-    found = ran(twin, twin_cache)
-    at = f"blocks.{LAYER}."
+    whole, d = described(twin, twin_cache)
+    for layer in range(d.n_layers):
+        if whole.of(layer).mlp:
+            _reproduces_the_mlp(twin, twin_cache, weights, layer)
+
+
+def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: int) -> None:
+    fam, found = described(twin, twin_cache)[0].of(layer), ran(twin, twin_cache)
+    at = f"blocks.{layer}."
     x = found[at + ("ln2" if fam.ln2 else "ln1" if fam.mlp_reads_ln1 else "resid_mid")]
     w = {k.removeprefix(at + "mlp."): v for k, v in weights.items() if k.startswith(at + "mlp.")}
     if fam.moe:
@@ -211,7 +229,7 @@ def _mixture(x: torch.Tensor, logits: torch.Tensor, w: Weights, config: Any) -> 
     """Top-k experts, the plain way: one token and one expert at a time."""
     out = torch.zeros_like(x)
     top = logits.topk(config.num_experts_per_tok)
-    renormalised = getattr(config, "norm_topk_prob", True)
+    renormalised = getattr(config, "norm_topk_prob", config.model_type != "jamba")
     for token, (values, experts) in enumerate(zip(top.values, top.indices, strict=True)):
         # The softmax over all experts, renormalised over the chosen, is that over the chosen.
         shares = values.softmax(-1) if renormalised else logits[token].softmax(-1)[experts]
@@ -296,10 +314,15 @@ def test_no_parameter_is_neutral(twin: str, twin_cache: Path) -> None:
 @every_twin
 def test_every_layer_s_attention_and_mlp_move_the_logits(twin: str, twin_cache: Path) -> None:
     model = huggingface(twin, twin_cache)
-    fam, truth = model.family, ran(twin, twin_cache).logits
-    down = f"{fam.experts}.down_proj" if fam.moe else f"{fam.down}.weight"
+    truth = ran(twin, twin_cache).logits
     for layer in range(model.dims.n_layers):
-        for path in (f"{fam.o}.weight", down):
+        fam = model.family.of(layer)
+        paths = [f"{fam.o}.weight"] if fam.attn else []
+        if fam.mixer:
+            paths.append(f"{fam.mixer}.{_out_projection(model, fam.at(fam.mixer, layer))}")
+        if fam.mlp:
+            paths.append(f"{fam.experts}.down_proj" if fam.moe else f"{fam.down}.weight")
+        for path in paths:
             parameter = model.model.get_parameter(fam.at(path, layer))
             kept = parameter.detach().clone()
             with torch.no_grad():
@@ -310,11 +333,20 @@ def test_every_layer_s_attention_and_mlp_move_the_logits(twin: str, twin_cache: 
             assert change > 0.01, (layer, path)
 
 
+def _out_projection(model: Any, mixer: str) -> str:
+    """The last parameter of a mixer that gives the residual stream's width."""
+    width, start = model.dims.d_model, f"{mixer}."
+    own = {n.removeprefix(start): p for n, p in model.parameters().items() if n.startswith(start)}
+    return [n for n, p in own.items() if p.ndim == 2 and p.shape[0] == width][-1]
+
+
 @every_twin
 def test_attention_is_not_uniform(twin: str, twin_cache: Path) -> None:
-    _, d = described(twin, twin_cache)
+    fam, d = described(twin, twin_cache)
     found = ran(twin, twin_cache)
     for layer in range(d.n_layers):
+        if not fam.of(layer).attn:
+            continue
         pattern = found[f"blocks.{layer}.attn.pattern"]
         visible = (pattern > 0).sum(-1)
         assert int(visible[..., -1].max()) > WINDOW / 2
@@ -325,11 +357,13 @@ def test_attention_is_not_uniform(twin: str, twin_cache: Path) -> None:
 @every_twin
 def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
     """Attention reaches exactly as far as ``dims`` promises, on a prompt past the window."""
-    _, d = described(twin, twin_cache)
+    fam, d = described(twin, twin_cache)
     found = ran(twin, twin_cache, "long")
     length = found.prompt.tokens.shape[1]
     distance = torch.arange(length)[:, None] - torch.arange(length)[None]
     for layer, window in enumerate(d.windows):
+        if not fam.of(layer).attn:
+            continue
         seen = (found[f"blocks.{layer}.attn.pattern"] != 0).any(0).any(0)
         reach = length if window is None else window
         allowed = (distance >= 0) & (distance < reach)

@@ -57,6 +57,9 @@ class Activations(Check):
                 if fired == 0 and hook and hook not in context.subject.model.hook_dict:
                     what = "does not exist in this port"
                 yield structure(name, f"hook {hook!r} {what}", str(run))
+        for name, shown in context.subject.odd.items():
+            if name in expected:
+                yield structure(name, f"hook {expected[name]!r} shows a {shown}", str(run))
         for name in self._seen:
             yield structure(name, "fired, but the reference has no such site", str(run))
         self._seen.clear()

@@ -21,6 +21,7 @@ from conformance.experiments.generation import (
     ALONE,
     STEERED,
     fewer,
+    keeping_heads,
     once,
     prompts,
     steering,
@@ -249,8 +250,13 @@ class Generation(Check):
 
     def _cache(self, context: Context, stored: Stored, decoder: Decoder) -> Iterator[Comparison]:
         """Keys and values after the prompt, by layer."""
-        rotary = context.subject.family.rotary
-        for layer in context.scope.layers:
+        fam = context.subject.family
+        layers = keeping_heads(fam, context.scope)
+        if len(layers) < len(context.scope.layers):
+            reason = "some layers keep no keys and values of heads"
+            self.not_applicable("keys and values of every layer", reason)
+        for layer in layers:
+            rotary = fam.of(layer).rotary
             at = f"blocks.{layer}.attn."
             try:
                 held = decoder.held(layer)

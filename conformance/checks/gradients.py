@@ -39,6 +39,8 @@ _BACKWARDS = (
     "ln2.",
     "resid_mid",
     "ln1_post.",
+    "mixer",
+    "",  # a parameter without a canonical name
     "attn.W_O",
     "attn.b_O",
     "attn.W_V",

@@ -33,6 +33,9 @@ class Heads(Check):
     runs: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
+        if not context.reference.family.everywhere("attn.pattern"):
+            self.not_applicable(self.name, "not every layer has attention")
+            return
         made = context.experiment(self.name)
         self.metrics.update(context.scope.said())
         with context.subject.session():

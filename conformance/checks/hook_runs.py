@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from conformance.checks.base import identical, structure
 from conformance.checks.state import hooks_of
 from conformance.records import Comparison
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    import torch
 
     from conformance.checks.hook_table import Published
     from conformance.implementations.lens_model import LensModel
@@ -32,16 +32,21 @@ class Fired:
     Attributes:
         order: hook names, as they fired.
         seen: name -> the tensor itself; ``copies``: as it was when it fired.
+        odd: name -> what was shown that is no tensor.
     """
 
     order: list[str] = field(default_factory=list)
     seen: dict[str, torch.Tensor] = field(default_factory=dict)
     copies: dict[str, torch.Tensor] = field(default_factory=dict)
+    odd: dict[str, str] = field(default_factory=dict)
 
     def look(self, name: str) -> Callable[..., None]:
         """A hook that looks."""
 
         def hook(tensor: torch.Tensor, hook: Any) -> None:
+            if not isinstance(tensor, torch.Tensor):
+                self.odd[name] = type(tensor).__name__
+                return
             self.order.append(name)
             self.seen[name], self.copies[name] = tensor, tensor.detach().clone()
 

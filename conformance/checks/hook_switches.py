@@ -33,12 +33,20 @@ def switches(
         if set_to is None:
             check.not_applicable(switch, "the library has no such switch")
             continue
+        names = {
+            f"blocks.{i}.{hook}": axes
+            for i in layers
+            for hook, axes in hooks.items()
+            if (subject.family.of(i).mlp if hook == "hook_mlp_in" else subject.family.of(i).attn)
+        }
+        if not names:
+            check.not_applicable(switch, "no layer has what it would show")
+            continue
         try:
             set_to(True)
         except (NotImplementedError, ValueError, AssertionError) as refused:
             check.not_applicable(switch, f"{type(refused).__name__}: {refused}")
             continue
-        names = {f"blocks.{i}.{hook}": axes for i in layers for hook, axes in hooks.items()}
         try:
             with check.port(switch), subject.session():
                 yield from _switched(context, prompt, switch, names, plain, right)
@@ -89,7 +97,7 @@ def _shows(context: Context, name: str, shown: torch.Tensor) -> Iterator[Compari
     if hook == "attn.hook_result":
         return  # lens judges it
     reference = context.reference
-    absent = reference.family.absent()
+    absent = reference.family.absent(int(layer))
     kind = "resid_mid" if hook == "hook_mlp_in" and "resid_mid" not in absent else "resid_pre"
     site = f"blocks.{layer}.{kind}"
     truth = reference.truth("sixteen", site)[0, : len(shown)]

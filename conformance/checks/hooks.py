@@ -69,6 +69,11 @@ class Hooks(Check):
         with self.port("looking at every hook"), subject.session():
             logits = run(subject, two, fired.all(names))
             yield identical(plain, logits, site="logits", on="sixteen twice, looking at all hooks")
+        for name, shown in fired.odd.items():
+            yield structure(
+                table[name].site, f"{name} shows a {shown}, not a tensor", "sixteen twice"
+            )
+        names = [name for name in names if name not in fired.odd]
         yield from _firing(context, two, fired, {n: table[n] for n in names})
         sites = {name: table[name].site for name in names}
         with self.port("hooks that return what they were given"), subject.session():

@@ -15,7 +15,7 @@ from conformance.checks.circuits import circuits
 from conformance.experiments.lens import PROMPT, components, pair, projection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import torch
 
@@ -55,17 +55,28 @@ class _Lens:
         with self.check.port("run_with_cache"):
             self.cache = self.model.run_with_cache(self.prompt.tokens)[1]
         if self.cache is not None:
-            for lens in (
-                self.accumulated,
-                self.decomposed,
-                self.logit_lens,
-                self.head_results,
-                self.neuron_results,
-            ):
+            for lens in self._lenses():
                 with self.check.port(lens.__name__):
                     yield from list(lens())
-        yield from self.results_hooked()
-        yield from circuits(self.check, self.context, self.made)
+        if self.fam.regular:
+            yield from self.results_hooked()
+            yield from circuits(self.check, self.context, self.made)
+
+    def _lenses(self) -> Iterator[Callable[[], Iterator[Comparison]]]:
+        """Those that mean something for this architecture; why the others do not."""
+        yield self.accumulated
+        yield self.logit_lens
+        if self.fam.everywhere("attn_out") and self.fam.everywhere("mlp_out"):
+            yield self.decomposed
+        else:
+            reason = "not every layer adds attention and an MLP to the residual stream"
+            self.check.not_applicable("decompose_resid", reason)
+        if self.fam.regular:
+            yield self.head_results
+            yield self.neuron_results
+        else:
+            reason = "not every layer has heads with weights of their own, and an MLP"
+            self.check.not_applicable("results of heads and neurons, circuits", reason)
 
     # --- against the trace ---
 
@@ -82,7 +93,7 @@ class _Lens:
 
     def accumulated(self) -> Iterator[Comparison]:
         """Every stream of ``accumulated_resid`` is its site."""
-        mid = not self.fam.parallel
+        mid = self.fam.everywhere("resid_mid")
         stack, labels = self.cache.accumulated_resid(incl_mid=mid, return_labels=True)
         kinds = ("pre", "mid") if mid else ("pre",)
         due = {f"{i}_{k}": f"blocks.{i}.resid_{k}" for i in range(self.last + 1) for k in kinds}

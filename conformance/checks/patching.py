@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from conformance.prompts import Prompt
 
 _STREAM = ("resid_pre", "resid_mid", "resid_post")
-_BRANCHES = ("embed", "attn_out", "mlp_out")
+_BRANCHES = ("attn_out", "mixer_out", "mlp_out")
 
 
 class Patching(Check):
@@ -146,8 +146,9 @@ class Patching(Check):
 
     def _branches(self, clean: torch.Tensor) -> Iterator[Comparison]:
         """Embedding, and all that attention and MLPs add to it: the clean logits, bit for bit."""
-        every = [s for s in self._clean if parse(s).kind in _BRANCHES]
-        due = 1 + 2 * self._subject.dims.n_layers
+        fam, layers = self._subject.family, range(self._subject.dims.n_layers)
+        every = [s for s in self._clean if parse(s).kind in ("embed", *_BRANCHES)]
+        due = 1 + sum(kind not in fam.absent(i) for i in layers for kind in _BRANCHES)
         if len(every) < due:
             self.not_applicable(
                 "all branches", f"hooks of the library can edit only {len(every)} of {due}"
@@ -240,7 +241,7 @@ class Patching(Check):
         if other is None:
             return
         caches, subject = (cache, other), self._subject
-        for kind, source in paths(subject.dims, self._context.scope).items():
+        for kind, source in paths(subject.dims, self._context.scope, subject.family).items():
             yield from along_paths(
                 self, kind, source, subject, self._stored, self._corrupted, caches
             )
@@ -255,9 +256,12 @@ class Patching(Check):
     def _hidden(self, name: str, sites: list[str]) -> str | None:
         """Why a sweep cannot be made, if it cannot."""
         kind = SWEEPS[name].kind
+        fam = self._subject.family
+        hidden = self._subject.expected_hooks()[1] | fam.absent()
+        if not fam.everywhere(kind):
+            return hidden.get(kind, f"not every layer has {kind}")
         if f"blocks.0.{kind}" in sites and name in self._stored:
             return None
-        hidden = self._subject.expected_hooks()[1] | self._subject.family.absent()
         return hidden.get(kind, "no hook of the library shows its site")
 
     def _attribution(

@@ -54,6 +54,9 @@ class Patterns(Check):
         if taken:
             self.metrics["taken_from_the_reference"] = taken
         made, weights = context.experiment(self.name), Weights(context.reference)
+        if not any(f.attn for f in context.reference.family.every):
+            self.not_applicable(self.name, "no layer has attention")
+            return
         prompts = [p for p in context.reference.prompts if p.name in _PROMPTS]
         if not prompts:
             self.not_applicable(self.name, f"none of its prompts is here: {', '.join(_PROMPTS)}")
@@ -71,7 +74,8 @@ class Patterns(Check):
             with self.port(f"the forward pass on {prompt.name}"):
                 context.subject.run(prompt, keep)
                 ran = True
-            for layer in scope.layers if ran else ():
+            attended = [i for i in scope.layers if context.subject.family.of(i).attn]
+            for layer in attended if ran else ():
                 views = shown[f"blocks.{layer}.attn"]
                 missing = list(_missing(context, prompt, layer, views))
                 yield from missing
@@ -137,7 +141,7 @@ class _Judged:
         evidence = Evidence(
             reference=reference,
             config=None,
-            family=reference.family,
+            family=reference.family.of(self.layer),
             dims=reference.dims,
             weights=self._weights,
             site=None,
@@ -223,15 +227,13 @@ class _Judged:
 
     def mixed(self) -> Comparison:
         """z is the mix of the values shown by the pattern shown."""
-        import torch
-
         from conformance.diagnose.formulas import values
 
         group = self.context.reference.dims.group
         v = values(self.own, self.formula.clip).repeat_interleave(group, dim=2)
-        due = torch.einsum("bhqk,bkhd->bqhd", self._view("pattern"), v)
-        keep = self.prompt.valid[:, :, None, None]
-        return self._same("z", due, self._view("z"), keep, "z = pattern @ v", row_dims=2)
+        due, keep = self.formula.mixed(self.own, v), self.prompt.valid[:, :, None, None]
+        note = "z = pattern @ v" + (", normed" if self.formula.o_norm else "")
+        return self._same("z", due, self._view("z"), keep, note, row_dims=2)
 
     def _same(
         self,
@@ -262,9 +264,10 @@ def _centred(t: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
 
 
 def _formula(context: Context, made: Stored, layer: int) -> Formula:
+    from conformance.diagnose.facts import Norm
     from conformance.diagnose.formulas import Formula, Mask
 
-    fam, d = context.reference.family, context.reference.dims
+    fam, d = context.reference.family.of(layer), context.reference.dims
     alibi = "slopes" in made
     return Formula(
         q_norm=None,
@@ -277,4 +280,5 @@ def _formula(context: Context, made: Stored, layer: int) -> Formula:
         slopes=made["slopes"] if alibi else None,
         mask=Mask(window=d.windows[layer]),
         sinks=fam.sinks is not None,
+        o_norm=Norm(made.facts["o_norm_eps"], centred=False, offset=0.0) if fam.o_norm else None,
     )

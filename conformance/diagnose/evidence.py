@@ -17,7 +17,7 @@ import torch
 from conformance import bounds
 from conformance.compare import measure
 from conformance.reference import ISOLATION_PROMPTS, teacher
-from conformance.sites import BLOCK_KINDS, computation_order
+from conformance.sites import BLOCK_KINDS, computation_order, parse
 from conformance.weights import canonical
 
 if TYPE_CHECKING:
@@ -278,6 +278,7 @@ def evidence(
         site, mode = first or (None, "components")
     chosen: Mode = mode or "components"
     names = {prompt for _, prompt, _ in run.measured}
+    layer = None if site is None else parse(site).layer
 
     def shown(where: Mode) -> Values:
         def get(prompt: str, name: str) -> torch.Tensor | None:
@@ -293,7 +294,7 @@ def evidence(
     return Evidence(
         reference=reference,
         config=config,
-        family=reference.family,
+        family=reference.family if layer is None else reference.family.of(layer),
         dims=reference.dims,
         weights=Weights(reference),
         site=site,

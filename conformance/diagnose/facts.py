@@ -172,7 +172,7 @@ def clip(config: Any) -> float | None:
 
 def slopes(config: Any, fam: Family, d: Dims) -> torch.Tensor | None:
     """Alibi slopes [head] (Press et al. 2022), or None if positions enter otherwise."""
-    if fam.rotary or fam.pos_embed is not None:
+    if not fam.alibi:
         return None
     n = d.n_heads
     if fam.architecture == "MptForCausalLM":

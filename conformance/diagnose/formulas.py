@@ -107,6 +107,7 @@ class Formula:
         tiled: key heads are repeated a, b, a, b and not a, a, b, b.
         mask: which keys a query sees.
         sinks: a learned score that takes its part of the softmax and is left out.
+        o_norm: norm of what all heads mix, or None.
     """
 
     q_norm: QKNorm | None
@@ -120,6 +121,15 @@ class Formula:
     mask: Mask
     sinks: bool
     tiled: bool = False
+    o_norm: Norm | None = None
+
+    def mixed(self, scene: Scene, v: torch.Tensor) -> torch.Tensor:
+        """``z`` [batch, pos, head, d_head] of values repeated for each query head."""
+        z = torch.einsum("bhqk,bkhd->bqhd", scene.truth("attn.pattern"), v)
+        if self.o_norm is None:
+            return z
+        weight = scene.weight("attn.o_norm.w")
+        return self.o_norm(z.flatten(-2), weight).unflatten(-1, z.shape[-2:])
 
 
 def right(evidence: Evidence, layer: int) -> Formula:
@@ -147,6 +157,7 @@ def right(evidence: Evidence, layer: int) -> Formula:
         slopes=facts.slopes(config, fam, d),
         mask=Mask(window=d.windows[layer]),
         sinks=fam.sinks is not None,
+        o_norm=facts.norm(config, fam) if fam.o_norm else None,
     )
 
 

@@ -99,7 +99,7 @@ class Court:
         site = parse(self.site)
         self.kind, self.layer = site.kind, site.layer
         fam = self.evidence.family
-        self._loose = not fam.rotary and fam.pos_embed is None
+        self._loose = fam.alibi
         scenes = [Scene(self.evidence, name, self.layer) for name in self.evidence.prompts]
         # A formula that is wrong fails at once on a short prompt that shows the divergence.
         shown = {s.name: self._distance(s, self.kind, s.truth(self.kind)) for s in scenes}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.experiments.base import Scope
-    from conformance.families import Dims
+    from conformance.families import Dims, Family
     from conformance.implementations.huggingface import HuggingFaceModel
 
 #: Tokens generated, where the context has room for them.
@@ -243,25 +243,36 @@ def _size(model: HuggingFaceModel, tokens: torch.Tensor) -> float:
     return 2.0 ** round(math.log2(seen[0]))
 
 
+def keeping_heads(fam: Family, scope: Scope) -> list[int]:
+    """Layers whose cache holds keys and values of heads."""
+    return [i for i in scope.layers if fam.of(i).attn and (fam.of(i).q or fam.of(i).qkv)]
+
+
 def _cache(
     model: HuggingFaceModel, tokens: torch.Tensor, scope: Scope
 ) -> Iterator[tuple[str, torch.Tensor]]:
+    found = keeping_heads(model.family, scope)
+    if not found:
+        return
     with model.session():
         layers = model.model(input_ids=tokens[None], use_cache=True).past_key_values.layers
-    for layer in scope.layers:
+    for layer in found:
         for what in ("keys", "values"):
             held = getattr(layers[layer], what)[0].transpose(0, 1)
             yield f"{what}/{layer}", once(held, model.dims).contiguous()
-    kind = "attn.k" if model.family.qk_norm is None else "attn.k_normed"
+    own = {i: model.family.of(i) for i in found}
+    sites = {
+        f"blocks.{i}.attn.{'k' if fam.qk_norm is None else 'k_normed'}": i for i, fam in own.items()
+    }
     seen: dict[str, torch.Tensor] = {}
     model.run(
         Prompt(ALONE, tokens[None]),
-        lambda name, value: seen.update({name: value.clone()}) if name.endswith(kind) else None,
+        lambda name, value: seen.update({name: value.clone()}) if name in sites else None,
     )
     # OLMo clips keys after the site that shows them.
     clip = getattr(model.model.config, "clip_qkv", None) or math.inf
-    for layer in scope.layers:
-        yield f"unrotated/{layer}", seen[f"blocks.{layer}.{kind}"][0].clamp(-clip, clip)
+    for site, layer in sites.items():
+        yield f"unrotated/{layer}", seen[site][0].clamp(-clip, clip)
 
 
 EXPERIMENT = Generation()

@@ -67,6 +67,8 @@ class Heads(Experiment):
     def run(self, on: Apparatus) -> Iterator[tuple[str, torch.Tensor]]:
         import torch
 
+        if not on.model.family.everywhere("attn.pattern"):
+            return
         tokens = _repeated(on)
         yield "repeated", tokens
         patterns: list[torch.Tensor] = []

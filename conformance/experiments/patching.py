@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from conformance.experiments.base import Scope
     from conformance.experiments.rows import Row, RowEdit
-    from conformance.families import Dims
+    from conformance.families import Dims, Family
     from conformance.implementations.base import Implementation
     from conformance.implementations.huggingface import HuggingFaceModel
     from conformance.prompts import Prompt
@@ -148,12 +148,12 @@ def patch(kind: str, axes: Sequence[str], index: Sequence[int], clean: torch.Ten
     return edit
 
 
-def paths(dims: Dims, scope: Scope) -> dict[str, tuple[int, int]]:
+def paths(dims: Dims, scope: Scope, fam: Family) -> dict[str, tuple[int, int]]:
     """q, k, v -> the layer and head whose output is patched on its way into each later head's.
 
     Shared keys and values belong to no single head: there, only queries.
     """
-    if dims.n_layers < 2:
+    if dims.n_layers < 2 or not fam.regular:
         return {}
     far = dims.n_layers - 2
     found = {"q": (far if scope.large else 0, 0)}
@@ -264,7 +264,7 @@ class Patching(Experiment):
                 named[f"{steps}/{site}"] = {site: shifted(by)}
         swept = {}
         for name, sweep in SWEEPS.items():
-            if f"blocks.{scope.layers[0]}.{sweep.kind}" in clean:
+            if model.family.everywhere(sweep.kind) and sweep.kind not in UNEDITABLE:
                 swept[name] = indices(name, model.dims, scope)
                 named |= {f"{name}/{i}": row for i, row in self._rows(name, swept[name], clean)}
         names = list(named)
@@ -274,7 +274,7 @@ class Patching(Experiment):
                 yield name, value
         for name, made in swept.items():
             yield name, torch.stack([results[f"{name}/{i}"][-1] for i in range(len(made))])
-        for kind, (layer, head) in paths(model.dims, scope).items():
+        for kind, (layer, head) in paths(model.dims, scope, model.family).items():
             yield f"path/{kind}", self._path(model, prompt, corrupted, kind, layer, head)
         for site, value in attribution(model, corrupted, differences).items():
             yield f"attribution/{site}", value

@@ -40,8 +40,8 @@ class Family:
         qk_norm_rotated: the norms read what is rotated already.
         o_norm: norm over all heads' outputs at once, before ``o``; ``z`` is what it returns.
         down_norm: norm of the MLP's activations before ``down``; ``post`` is what it returns.
-        mlp: the module whose input is the MLP's (None: a block has none); ``up``, ``down`` its projections, ``gate`` if
-            gated, or ``gate_up`` fused (gate first).
+        mlp: the module whose input is the MLP's (None: a block has none); ``up``, ``down`` its
+            projections, ``gate`` if gated, or ``gate_up`` fused (gate first).
         mlp_contribution: module whose output is added to the residual stream, if it is not
             ``mlp`` itself (blocks whose MLP module also adds the residual).
         router, experts: mixture of experts; ``expert_layout`` says how experts are stored.
@@ -50,6 +50,7 @@ class Family:
         parallel: attention and MLP read the same residual stream: there is no ``resid_mid``.
         mlp_reads_ln1: the MLP of a parallel block reads ln1's output.
         rotary: positions enter by rotating q and k.
+        alibi: positions enter as a slope added to the scores of each head (Press et al. 2022).
         sinks: parameter of per-head attention sinks, relative to ``attn``.
         conv1d: weights are stored [in, out] (HuggingFace's ``Conv1D``).
         norm_offset: norms multiply by 1 + weight (Gemma).
@@ -103,6 +104,7 @@ class Family:
     parallel: bool = False
     mlp_reads_ln1: bool = False
     rotary: bool = True
+    alibi: bool = False
     sinks: str | None = None
     conv1d: bool = False
     norm_offset: bool = False
@@ -121,6 +123,10 @@ class Family:
     def every(self) -> tuple[Family, ...]:
         """The descriptions of all kinds of layers."""
         return tuple(self.layers) or (self,)
+
+    def everywhere(self, kind: str) -> bool:
+        """Whether every layer has a site of this kind."""
+        return all(kind not in _absent(f) for f in self.every)
 
     @property
     def regular(self) -> bool:

@@ -1,4 +1,4 @@
-"""Decoders made of attention and an MLP or experts, as HuggingFace's modelling files lay them out."""
+"""Decoders of attention and an MLP or experts, as HuggingFace's modelling files lay them out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from conformance.families.base import Family, like
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 _LLAMA = Family(
     architecture="LlamaForCausalLM",
@@ -77,6 +77,7 @@ _BLOOM = Family(
     mlp_contribution="mlp.dense_4h_to_h",
     ln_final="transformer.ln_f",
     rotary=False,
+    alibi=True,
 )
 
 
@@ -94,6 +95,7 @@ def _falcon(config: Any) -> Family:
         mlp_contribution=None,
         qkv_layout=layout,
         rotary=not config.alibi,
+        alibi=config.alibi,
         parallel=parallel or new,
         mlp_reads_ln1=parallel and not two_norms,
         ln1="ln_attn" if two_norms else "input_layernorm",
@@ -184,6 +186,7 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
             ln_final="gpt_neox.final_layer_norm",
             parallel=True,
             rotary=True,
+            alibi=False,
         ),
         like(
             _GPT2,
@@ -245,6 +248,7 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
             mlp_contribution="ffn.down_proj",
             ln_final="transformer.norm_f",
             conv1d=False,
+            alibi=True,
         ),
     )
 }

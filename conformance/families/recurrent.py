@@ -41,16 +41,19 @@ _JAMBA = Family(
     rotary=False,
 )
 
+_OF_ATTENTION = ("attn", "o", "q", "k", "v", "qkv", "q_norm", "k_norm", "qk_norm", "sinks")
+_OF_EXPERTS = ("router", "experts", "expert_layout", "shared", "shared_gate")
+
 
 def without_attention(fam: Family, mixer: str) -> Family:
     """The same block with a mixer in attention's place."""
-    none = dict.fromkeys(("attn", "o", "q", "k", "v", "qkv", "q_norm", "k_norm", "sinks"))
-    return dataclasses.replace(fam, **none, qk_norm=None, rotary=False, mixer=mixer)
+    none: dict[str, Any] = dict.fromkeys(_OF_ATTENTION)
+    return dataclasses.replace(fam, **none, rotary=False, mixer=mixer)
 
 
 def dense(fam: Family, gate: str, up: str, down: str) -> Family:
     """The same block with a gated MLP in the experts' place; paths relative to the block."""
-    none = dict.fromkeys(("router", "experts", "expert_layout", "shared", "shared_gate"))
+    none: dict[str, Any] = dict.fromkeys(_OF_EXPERTS)
     return dataclasses.replace(fam, **none, gate=gate, up=up, down=down)
 
 

@@ -35,7 +35,7 @@ Scores = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 def alibi(subject: LensModel) -> bool:
     """Whether positions enter as a bias of the scores."""
-    return not subject.family.rotary and subject.family.pos_embed is None
+    return subject.family.alibi
 
 
 def _cap(subject: LensModel) -> float | None:

@@ -64,7 +64,7 @@ def _position_late(subject: LensModel) -> AbstractContextManager[object]:
 
 def _gives_positions(subject: LensModel) -> bool:
     accepts = getattr(subject.model, "_accepts_derived_position_ids", None)
-    matters = subject.family.rotary or subject.family.pos_embed is not None
+    matters = not subject.family.alibi
     return matters and accepts is not None and bool(accepts())
 
 

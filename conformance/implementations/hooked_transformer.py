@@ -41,7 +41,7 @@ class HookedModel(LensModel):
 
     @property
     def scores_up_to_a_constant(self) -> bool:
-        return not self.family.rotary and self.family.pos_embed is None
+        return self.family.alibi
 
     def module_sites(self) -> dict[str, torch.nn.Module]:
         found = {"ln_final": self.model.ln_final}

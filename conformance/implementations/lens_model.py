@@ -98,6 +98,8 @@ class LensModel(ABC):
 
     def __init__(self, model: Any, name: str, fam: Family, d: Dims, dtype: torch.dtype) -> None:
         self.model, self.name, self.family, self.dims, self.dtype = model, name, fam, d, dtype
+        #: Sites whose hook shows something that is no tensor: what it is.
+        self.odd: dict[str, str] = {}
         #: Entered around every forward pass, inside promotion (a fault's function mode, say).
         self.extra: list[Callable[[], AbstractContextManager[Any]]] = []
 
@@ -288,7 +290,10 @@ class LensModel(ABC):
         kind = site.split(".", 2)[2] if site.startswith("blocks.") else site
         convert = self.layout(kind)
 
-        def read(tensor: torch.Tensor, hook: Any) -> None:
+        def read(shown: torch.Tensor, hook: Any) -> None:
+            if not isinstance(shown, torch.Tensor):
+                self.odd[site] = type(shown).__name__
+            tensor = first_tensor(shown)
             emit(site, tensor if convert is None else convert(tensor))
 
         if edit is None:
