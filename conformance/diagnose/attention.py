@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import torch
-
 from conformance.diagnose import facts
 from conformance.diagnose.formulas import SHOWN, Asked, Formula, Stage, right, values
 from conformance.diagnose.masks import masks
