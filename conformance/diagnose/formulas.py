@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from conformance.diagnose.facts import Norm
     from conformance.diagnose.registry import Predicted
     from conformance.diagnose.rotary import Rope
+    from conformance.families import Family
 
 
 class Stage(enum.IntEnum):
@@ -163,7 +164,7 @@ def right(evidence: Evidence, layer: int) -> Formula:
 
 def compute(scene: Scene, f: Formula, since: Stage, until: Stage) -> Predicted:
     """Values at the sites of stage ``until``, recomputed from the reference's before ``since``."""
-    d, fam = scene.evidence.dims, scene.evidence.family.of(scene.layer)
+    d, fam = scene.evidence.dims, _family(scene)
     if since > Stage.ROTATED and fam.qk_norm_rotated:
         q, k = scene.truth("attn.q_normed"), scene.truth("attn.k_normed")
     elif since > Stage.ROTATED and fam.rotary:
@@ -235,7 +236,7 @@ class Asked:
 
 
 def _before_rotation(scene: Scene, f: Formula, since: Stage) -> tuple[torch.Tensor, torch.Tensor]:
-    fam = scene.evidence.family.of(scene.layer)
+    fam = _family(scene)
     if fam.qk_norm is not None and since > Stage.NORMED:
         return scene.truth("attn.q_normed"), scene.truth("attn.k_normed")
     return _normed(scene, f, scene.truth("attn.q"), scene.truth("attn.k"))
@@ -257,6 +258,11 @@ def _rotated(
         q if f.q_rope is None else f.q_rope(q, scene.positions),
         k if f.k_rope is None else f.k_rope(k, scene.positions),
     )
+
+
+def _family(scene: Scene) -> Family:
+    assert scene.layer is not None
+    return scene.evidence.family.of(scene.layer)
 
 
 def _clipped(t: torch.Tensor, bound: float | None) -> torch.Tensor:
