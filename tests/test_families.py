@@ -266,7 +266,7 @@ def test_the_weights_reproduce_embedding_and_unembedding(
     embedded = weights["embed.W_E"][tokens] * (d.d_model**0.5 if fam.embed_scaled else 1)
     if fam.embed_ln:
         rule = facts.norm(config, fam)
-        embedded = rule(embedded, weights["embed_ln.w"], weights.get("embed_ln.b"))
+        embedded = rule(embedded, weights.get("embed_ln.w"), weights.get("embed_ln.b"))
     same(embedded * fam.embed_multiplier, found["embed"])
     if fam.pos_embed:
         table = weights.get("pos_embed.W_pos", _sinusoids(d.n_ctx + fam.pos_offset, d.d_model))

@@ -385,6 +385,7 @@ TWINS: Mapping[str, Twin] = {
             },
         },
     ),
+    "nanochat": Twin("NanoChatForCausalLM", "nanochat", _GROUPED),
     "bitnet": Twin("BitNetForCausalLM", "bitnet"),
     "xglm": Twin("XGLMForCausalLM", "xglm"),
     "modernbert-decoder": Twin("ModernBertDecoderForCausalLM", "modernbert-decoder"),

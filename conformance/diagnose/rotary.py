@@ -79,6 +79,7 @@ class Setting:
         dim: how many dimensions are rotated.
         kind: how frequencies are scaled: ``default``, ``linear``, ``llama3``, ``yarn``.
         parameters: the scaling's own.
+        layout, direction: which dimensions make a pair, and the sense of its turning.
     """
 
     base: float
@@ -86,6 +87,7 @@ class Setting:
     kind: str
     parameters: dict[str, Any]
     layout: Layout
+    direction: int = 1
 
     def rope(self, base: float | None = None, dim: int | None = None) -> Rope:
         """The rotation, with another base or dimension if given.
@@ -104,7 +106,7 @@ class Setting:
             scaled, radius = _yarn(plain, base or self.base, dim or self.dim, self.parameters)
         else:
             raise KeyError(f"no formula of rotary scaling {self.kind!r}")
-        return Rope(scaled, radius, self.layout, self.layout)
+        return Rope(scaled, radius, self.layout, self.layout, self.direction)
 
     def unscaled(self) -> Rope:
         """The rotation with its scaling left out."""
@@ -172,6 +174,7 @@ def setting(config: Any, fam: Family, d: Dims, layer: int) -> Setting | None:
         str(parameters.get("rope_type", "default")),
         parameters,
         layout,
+        -1 if fam.architecture == "NanoChatForCausalLM" else 1,
     )
 
 

@@ -21,7 +21,8 @@ class Family:
     Attributes:
         architecture: the HuggingFace class name.
         block: path of one block.
-        embed, pos_embed, embed_ln: token embedding, learned positions, norm after embedding.
+        embed, pos_embed, embed_ln: token embedding, learned positions, norm after embedding (which
+            may be the final one, called twice).
         head: what lies between the final norm and the unembedding and is not linear.
         pos_offset: rows of the position table before position 0 (OPT keeps 2).
         ln1, ln1_post, ln2, ln2_post: norms before and after attention and MLP, relative to the
@@ -114,6 +115,11 @@ class Family:
     notes: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
     layers: tuple[Family, ...] = ()
+
+    @property
+    def one_norm(self) -> bool:
+        """Whether one module is the norm after the embedding and the final one."""
+        return self.embed_ln == self.ln_final
 
     def of(self, layer: int) -> Family:
         """The description of one layer; this one where all are alike."""

@@ -124,6 +124,16 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
             qk_norm_rotated=True,
         ),
         like(
+            _QWEN3,
+            "NanoChatForCausalLM",
+            embed_ln="model.norm",
+            qk_norm="per_head_transposed",
+            qk_norm_rotated=True,
+            gate=None,
+            up="mlp.fc1",
+            down="mlp.fc2",
+        ),
+        like(
             _LLAMA,
             "BitNetForCausalLM",
             o_norm="self_attn.attn_sub_norm",

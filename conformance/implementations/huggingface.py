@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -239,7 +240,9 @@ class HuggingFaceModel:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.session(grad=grad))
             stack.enter_context(self._tapped(tapped or shaped(on_site, prompt), edits or {}))
-            stack.enter_context(hooked_inputs(self.components(), force, on_input))
+            second = ("ln_final",) if self.family.one_norm else ()
+            forced = hooked_inputs(self.components(), force, on_input, second=second)
+            stack.enter_context(forced)
             logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
         return logits
 
@@ -281,10 +284,15 @@ class HuggingFaceModel:
             def to(name: str, factor: float = 1.0) -> Callable[[torch.Tensor], None]:
                 return _times(factor, lambda tensor: emit(name, tensor))
 
-            after(fam.embed_ln or fam.embed, to("embed", fam.embed_multiplier))
+            embed = to("embed", fam.embed_multiplier)
+            if fam.one_norm:
+                uses = itertools.cycle((embed, to("ln_final")))
+                after(fam.ln_final, lambda tensor: next(uses)(tensor))
+            else:
+                after(fam.embed_ln or fam.embed, embed)
+                after(fam.ln_final, to("ln_final"))
             if fam.pos_embed:
                 after(fam.pos_embed, to("pos_embed"))
-            after(fam.ln_final, to("ln_final"))
             for layer in range(d.n_layers):
                 self._tap_block(layer, tap, before, after, emit)
             stack.enter_context(tap)
@@ -376,10 +384,15 @@ class HuggingFaceModel:
                 for name, part in zip("qkv", split_fused(tensor, fam, d), strict=True):
                     version = part._version
                     emit(f"blocks.{layer}.attn.{name}", part)
-                    if name == "q" and fam.qkv_layout == "grouped" and part._version != version:
-                        # Grouped queries are copied out of the projection: put them back.
+                    if part._version == version:
+                        continue
+                    # What was copied out of the projection goes back.
+                    if name == "q" and fam.qkv_layout == "grouped":
                         groups = tensor.unflatten(-1, (d.n_kv_heads, d.group + 2, d.d_head))
                         groups[..., :-2, :] = part.unflatten(-2, (d.n_kv_heads, d.group))
+                    elif fam.qkv_layout == "quarters":
+                        quarters = tensor.unflatten(-1, (4, 3, -1, d.d_head))
+                        quarters[..., "qvk".index(name), :, :] = part.unflatten(-2, (4, -1))
 
             after(fam.at(fam.qkv, layer), fused)
         elif fam.q:

@@ -68,6 +68,7 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             ("GPTNeoXForCausalLM", _JOINT),
             ("FalconForCausalLM", _JOINT),
             ("Phi3ForCausalLM", _JOINT),
+            ("CodeGenForCausalLM", _JOINT),
             ("GPTJForCausalLM", _SPLIT_ROTARY),
         )
         for kind in ("attn.rot_q", "attn.rot_k")
@@ -264,7 +265,9 @@ class LensModel(ABC):
             kwargs["attention_mask"] = prompt.mask
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.session(grad=grad))
-            stack.enter_context(hooked_inputs(self.components(), force, on_input))
+            second = ("ln_final",) if self.family.one_norm else ()
+            forced = hooked_inputs(self.components(), force, on_input, second=second)
+            stack.enter_context(forced)
             for site, module in modules.items():
                 if site in sites:
                     output = self._output_reader(site, emit)
