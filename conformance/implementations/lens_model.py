@@ -70,6 +70,8 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             ("Phi3ForCausalLM", _JOINT),
             ("CodeGenForCausalLM", _JOINT),
             ("GPTJForCausalLM", _SPLIT_ROTARY),
+            ("ModernBertDecoderForCausalLM", _SPLIT_ROTARY),
+            ("NanoChatForCausalLM", _SPLIT_ROTARY),
         )
         for kind in ("attn.rot_q", "attn.rot_k")
     },
