@@ -145,14 +145,13 @@ def right(evidence: Evidence, layer: int) -> Formula:
         rule, full = facts.norm(config, fam), fam.qk_norm == "full"
         q_norm, k_norm = QKNorm(rule, full, "q_norm"), QKNorm(rule, full, "k_norm")
     turned = rotary.setting(config, fam, d, layer)
-    rope = None if turned is None else turned.rope()
     cap = facts.first(config, "attn_logit_softcapping")
     return Formula(
         q_norm=q_norm,
         k_norm=k_norm,
         clip=facts.clip(config),
-        q_rope=rope,
-        k_rope=rope,
+        q_rope=None if turned is None else turned.of_queries(),
+        k_rope=None if turned is None else turned.rope(),
         scale=facts.attention_scale(config, fam, d, layer)[0],
         cap=None if cap is None else float(cap),
         slopes=facts.slopes(config, fam, d),

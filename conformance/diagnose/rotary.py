@@ -35,6 +35,8 @@ class Rope:
         shift: added to every position.
         stretch: positions are multiplied by it.
         count_padding: positions count padding too.
+        growth: (beta, context): what is rotated is multiplied by 1 + beta log(1 + position //
+            context), as Llama 4 scales queries; None for no such factor.
     """
 
     frequencies: torch.Tensor
@@ -45,6 +47,7 @@ class Rope:
     shift: float = 0.0
     stretch: float = 1.0
     count_padding: bool = False
+    growth: tuple[float, float] | None = None
 
     def __call__(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Rotate ``x`` [batch, pos, head, d_head]; dimensions past the pairs stay."""
@@ -56,7 +59,12 @@ class Rope:
         turned, rest = x[..., :width], x[..., width:]
         other = self._partners(turned)
         turned = (turned * cos + self.direction * other * sin) * self.radius
-        return torch.cat([turned, rest], dim=-1)
+        whole = torch.cat([turned, rest], dim=-1)
+        if self.growth is None:
+            return whole
+        beta, context = self.growth
+        factor = 1 + beta * torch.log1p((positions.double() / context).floor())
+        return whole * factor[:, :, None, None]
 
     def _spread(self, table: torch.Tensor) -> torch.Tensor:
         if self.table == "halves":
@@ -102,11 +110,22 @@ class Setting:
             scaled, radius = plain / float(self.parameters["factor"]), 1.0
         elif self.kind == "llama3":
             scaled, radius = _llama3(plain, self.parameters), 1.0
+        elif self.kind == "dynamic" and self.parameters.get("alpha"):  # Hunyuan's
+            n, alpha = dim or self.dim, float(self.parameters["alpha"])
+            scaled, radius = frequencies((base or self.base) * alpha ** (n / (n - 2)), n), 1.0
         elif self.kind == "yarn":
             scaled, radius = _yarn(plain, base or self.base, dim or self.dim, self.parameters)
         else:
             raise KeyError(f"no formula of rotary scaling {self.kind!r}")
         return Rope(scaled, radius, self.layout, self.layout, self.direction)
+
+    def of_queries(self) -> Rope:
+        """The rotation of queries, which may grow with their position."""
+        beta = self.parameters.get("llama_4_scaling_beta")
+        if beta is None:
+            return self.rope()
+        context = float(self.parameters["original_max_position_embeddings"])
+        return dataclasses.replace(self.rope(), growth=(float(beta), context))
 
     def unscaled(self) -> Rope:
         """The rotation with its scaling left out."""
