@@ -51,6 +51,23 @@ _MHA_CTX = {**_MHA, "max_position_embeddings": N_CTX}
 _PYTHIA = {**_MHA_CTX, "hidden_size": 64, "intermediate_size": 80, "rotary_pct": 0.25}
 _GPT = {**_IDS, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": N_CTX}
 _EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 2}
+#: As published: yarn where attention is full, plain rotary positions where it slides.
+_OLMO3 = {
+    "num_hidden_layers": 4,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+        "full_attention": {
+            "rope_type": "yarn",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": N_CTX // 8,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "attention_factor": 1.2079441541679836,
+        },
+    },
+}
 #: Grouped as published, where the config class is not by default.
 _GROUPED = {"num_attention_heads": 6, "num_key_value_heads": 2}
 _FALCON = {
@@ -445,7 +462,9 @@ TWINS: Mapping[str, Twin] = {
     "ministral3": Twin("Ministral3ForCausalLM", "ministral3", {"head_dim": 10}),
     "glm": Twin("GlmForCausalLM", "glm", {"head_dim": 12}),
     "glm4": Twin("Glm4ForCausalLM", "glm4", {"head_dim": 12}),
-    "olmo3": Twin("Olmo3ForCausalLM", "olmo3", {"num_hidden_layers": 4}),
+    # Olmo 3 32B, and 7B, in which every query head has its own key and value head.
+    "olmo3": Twin("Olmo3ForCausalLM", "olmo3", {**_OLMO3, **_GROUPED}),
+    "olmo3-7b": Twin("Olmo3ForCausalLM", "olmo3", _OLMO3),
     "vaultgemma": Twin(
         "VaultGemmaForCausalLM",
         "vaultgemma",
