@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 import torch
@@ -16,6 +15,7 @@ import transformers
 
 TOKENS = torch.arange(3, 19)[None]
 NAME = "swiss-ai/Apertus-8B-2509"
+
 
 def save(folder: str, config: transformers.PretrainedConfig, eps: float) -> None:
     """A seeded random model, none of whose parameters is neutral, and a tokenizer of one word."""

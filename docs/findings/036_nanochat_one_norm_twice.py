@@ -65,11 +65,14 @@ def main() -> int:
         ("llama", transformers.LlamaConfig(**sizes)),
         ("nanochat", transformers.NanoChatConfig(**sizes)),
     ):
-        bridge, fired = boot(config), []
+        bridge = boot(config)
+        fired: list[object] = []
+
+        def seen(tensor: torch.Tensor, hook: object, fired: list[object] = fired) -> None:
+            fired.append(hook)
+
         with torch.no_grad():
-            bridge.run_with_hooks(
-                TOKENS, fwd_hooks=[("ln_final.hook_out", lambda t, hook: fired.append(t))]
-            )
+            bridge.run_with_hooks(TOKENS, fwd_hooks=[("ln_final.hook_out", seen)])
             _, cache = bridge.run_with_cache(TOKENS)
             end = cache["blocks.1.hook_resid_post"]
             parts = cache.decompose_resid(-1).sum(0)
