@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import transformers
 from fakes import ROOT
-from twins import described, huggingface, ran, run
+from twins import checkpoint, described, huggingface, ran
 
 from conformance.checkpoints.twin_catalogue import TWINS, WINDOW
 from conformance.diagnose import facts
@@ -312,32 +313,33 @@ def test_no_parameter_is_neutral(twin: str, twin_cache: Path) -> None:
 
 
 @every_twin
-def test_every_layer_s_attention_and_mlp_move_the_logits(twin: str, twin_cache: Path) -> None:
+def test_every_parameter_moves_the_logits(twin: str, twin_cache: Path) -> None:
+    """Set to what a checkpoint without it would have, each changes the logits by 1 % or more."""
     model = huggingface(twin, twin_cache)
-    truth = ran(twin, twin_cache).logits
+    prompt, truth = ran(twin, twin_cache).prompt, ran(twin, twin_cache).logits
+    silent = _without_effect(model)
+    for name, parameter in model.model.named_parameters():
+        scale = parameter.ndim == 1 and name.endswith(".weight") and not model.family.norm_offset
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.fill_(1.0 if scale else 0.0)
+            moved = model.run(prompt, lambda *_: None)
+            parameter.copy_(kept)
+        change = float((moved - truth).abs().max() / truth.abs().max())
+        if name in silent:
+            assert change < 1e-9, name
+        else:
+            assert change > 0.01, name
+
+
+def _without_effect(model: Any) -> set[str]:
+    """Biases of keys that are not rotated: a query adds the same to all its scores."""
+    found: set[str] = set()
     for layer in range(model.dims.n_layers):
-        fam = model.family.of(layer)
-        paths = [f"{fam.o}.weight"] if fam.attn else []
-        if fam.mixer:
-            paths.append(f"{fam.mixer}.{_out_projection(model, fam.at(fam.mixer, layer))}")
-        if fam.mlp:
-            paths.append(f"{fam.experts}.down_proj" if fam.moe else f"{fam.down}.weight")
-        for path in paths:
-            parameter = model.model.get_parameter(fam.at(path, layer))
-            kept = parameter.detach().clone()
-            with torch.no_grad():
-                parameter.zero_()
-                moved = run(model, ran(twin, twin_cache).prompt).logits
-                parameter.copy_(kept)
-            change = float((moved - truth).abs().max() / truth.abs().max())
-            assert change > 0.01, (layer, path)
-
-
-def _out_projection(model: Any, mixer: str) -> str:
-    """The last parameter of a mixer that gives the residual stream's width."""
-    width, start = model.dims.d_model, f"{mixer}."
-    own = {n.removeprefix(start): p for n, p in model.parameters().items() if n.startswith(start)}
-    return [n for n, p in own.items() if p.ndim == 2 and p.shape[0] == width][-1]
+        own = model.family.of(layer)
+        if own.k and not own.rotary and own.qk_norm is None:
+            found.add(f"{own.at(own.k, layer)}.bias")
+    return found
 
 
 @every_twin
@@ -373,3 +375,14 @@ def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
         if window is not None and window < length:
             edge = distance == window - 1
             assert bool(seen[edge].any()), layer
+
+
+@every_twin
+def test_the_tokenizer_reads_and_writes_text(twin: str, twin_cache: Path) -> None:
+    """transformers chooses the class by the type of model: each must read the twin's alphabet."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint(twin, twin_cache).path)
+    text = " two  words, 3 + 4\n"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) == len(text)
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids) == text

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from conformance.checkpoints.twin_catalogue import TWINS
 from conformance.spec import ModelSpec, TwinSource, WheelSource
 
 #: Raise it when the way checkpoints are converted changes, so that old entries are not used.
@@ -34,7 +35,8 @@ def cache_key(model: ModelSpec) -> str:
         facts["torch"] = version("torch")
         facts["code"] = [
             hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()
-            for name in ("twins.py", "twin_catalogue.py")
+            for name in ("twins.py", "shrink.py")
         ]
+        facts["twin"] = repr(TWINS.get(model.source.twin))
     text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:24]

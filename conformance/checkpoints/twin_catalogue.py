@@ -437,7 +437,7 @@ TWINS: Mapping[str, Twin] = {
             },
         },
         # Pre-activations of the experts must pass the limit of 7 that clamps them.
-        {"gate_up_proj": 2.5},
+        {"gate_up_proj": 2.5, "sinks": 3.0},
     ),
     "stablelm": Twin(
         "StableLmForCausalLM",
@@ -446,7 +446,7 @@ TWINS: Mapping[str, Twin] = {
     ),
     "cohere": Twin("CohereForCausalLM", "cohere", {**_GQA, "logit_scale": 0.25}),
     "smollm3": Twin("SmolLM3ForCausalLM", "smollm3", {"no_rope_layer_interval": 2}),
-    "mamba": Twin("MambaForCausalLM", "mamba", {"intermediate_size": 96}),
+    "mamba": Twin("MambaForCausalLM", "mamba", {"intermediate_size": 96}, {"mixer.D": 12.0}),
     "jamba": Twin(
         "JambaForCausalLM",
         "jamba",

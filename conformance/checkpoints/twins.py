@@ -79,19 +79,23 @@ def fill(model: torch.nn.Module, seed: int, gains: Mapping[str, float] | None = 
 
 
 def save_tokenizer(target: Path, vocab_size: int) -> None:
-    """One token per printable ASCII character, after four special ones."""
+    """One token per printable ASCII character, after four special ones.
+
+    Byte-level, as transformers has it for most models: some model types (``qwen2``) are always
+    given their own tokenizer class, which would read any other alphabet wrongly.
+    """
     import string
 
     import tokenizers
     import transformers
 
     special = ["<pad>", "<bos>", "<eos>", "<unk>"]
-    characters = [*special, *string.printable][:vocab_size]
-    inner = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>")
-    )
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(pattern="", behavior="isolated")
-    inner.decoder = tokenizers.decoders.Fuse()
+    level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    printable = [level.pre_tokenize_str(character)[0][0] for character in string.printable]
+    vocabulary = {c: i for i, c in enumerate([*special, *printable][:vocab_size])}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="<unk>"))
+    inner.pre_tokenizer = level
+    inner.decoder = tokenizers.decoders.ByteLevel()
     names: dict[str, Any] = dict(
         zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True)
     )

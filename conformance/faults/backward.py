@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from conformance.faults.base import Fault
-from conformance.faults.inject import edited, editing, exposed, watched_input
+from conformance.faults.inject import acts, edited, editing, exposed, watched_input
 from conformance.faults.norms import norm
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ FAULTS: tuple[Fault, ...] = (
         "the attention pattern is computed without recording",
         editing(f"{_PRE}.attn.pattern", lambda t: t.detach()),
         _before_the_pattern,
-        lambda s: exposed(s, f"{_PRE}.attn.pattern"),
+        lambda s: acts(s, f"{_PRE}.attn.pattern"),
     ),
     _fault("attention_frozen", "attention's weights record no gradient", _frozen, _after_attention),
 )

@@ -9,7 +9,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from conformance.faults.base import Fault, exactly
-from conformance.faults.inject import Box, attribute, edited, exposed, forks, point
+from conformance.faults.inject import Box, acts, attribute, edited, forks, point
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ def treated(subject: LensModel, site: str, treatment: Treatment) -> Iterator[Non
 
 
 def _editable(site: str) -> Callable[[LensModel], bool]:
-    return lambda s: exposed(s, site) and site in s.editable()
+    return lambda s: acts(s, site)
 
 
 def _fault(name: str, what: str, kind: str, treatment: Treatment, needs: str) -> Fault:

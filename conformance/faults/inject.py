@@ -52,8 +52,15 @@ def exposed(subject: LensModel, site: str) -> bool:
 
 
 def delegates(subject: LensModel) -> bool:
-    """Whether attention is left to HuggingFace's module: its scores are not on the way."""
-    return type(subject.model.blocks[0].attn).__name__ == "AttentionBridge"
+    """Whether attention is left to HuggingFace's module: scores and pattern are not on the way."""
+    blocks = subject.model.blocks
+    return any(type(getattr(b, "attn", None)).__name__ == "AttentionBridge" for b in blocks)
+
+
+def acts(subject: LensModel, site: str) -> bool:
+    """Whether what a hook makes of this site reaches the logits, when nothing is wrong."""
+    off_path = site.endswith("attn.pattern") and delegates(subject)
+    return exposed(subject, site) and site in subject.editable() and not off_path
 
 
 def point(subject: LensModel, site: str) -> torch.nn.Module:
