@@ -147,9 +147,27 @@ def attention_scale(config: Any, fam: Family, d: Dims, layer: int) -> tuple[floa
     stated = first(config, "attention_multiplier")
     if stated is not None:
         return float(stated), f"attention_multiplier = {stated}"
+    if fam.kv_latent and (factor := _yarn_factor(config)) != 1.0:
+        return factor * d.d_head**-0.5, f"{factor:.4f}/sqrt({d.d_head}): yarn's mscale_all_dim"
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
         return d.d_head**-0.5 / (layer + 1), "1/sqrt(d_head)/(layer + 1)"
     return d.d_head**-0.5, f"1/sqrt({d.d_head})"
+
+
+def temperature(config: Any, fam: Family) -> tuple[float, float] | None:
+    """How Llama 4 sharpens attention of layers without rotation: tokens a step, and the slope."""
+    if fam.rotary or not first(config, "attn_temperature_tuning"):
+        return None
+    return float(config.floor_scale), float(config.attn_scale)
+
+
+def _yarn_factor(config: Any) -> float:
+    """What DeepSeek multiplies scores by where its rotary embedding is scaled."""
+    rope = first(config, "rope_parameters", default={})
+    dims, factor = rope.get("mscale_all_dim", 0), rope.get("factor", 1.0)
+    if not dims or factor <= 1 or rope.get("rope_type") == "default":
+        return 1.0
+    return float((0.1 * dims * math.log(factor) + 1.0) ** 2)
 
 
 def logit_scale(config: Any) -> tuple[float, str]:

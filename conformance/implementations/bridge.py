@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from conformance.implementations.base import (
-    BLOCK_COMPONENTS,
-)
+from conformance.implementations.base import BLOCK_COMPONENTS, stored_buffers
 from conformance.implementations.lens_model import HOOKS, LensModel, PortWeight
 from conformance.precision import promoted
 
@@ -20,6 +18,14 @@ if TYPE_CHECKING:
 
 #: What bridges call a block's mixer, by its kind.
 _MIXERS = ("mixer", "mamba", "linear_attn", "conv", "ssm")
+#: What bridges call a mixture's router, where not as HuggingFace does.
+_ROUTERS = ("gate", "router", "router_gate")
+#: Latent attention's hook_q and hook_k show queries and keys as scores are made of them;
+#: hook_rot_q and hook_rot_k their rotated parts alone.
+_LATENT_HOOKS = {
+    "attn.rot_q": "blocks.{l}.attn.hook_q",
+    "attn.rot_k": "blocks.{l}.attn.hook_k",
+}
 
 
 class BridgeModel(LensModel):
@@ -59,27 +65,55 @@ class BridgeModel(LensModel):
         """What the bridge calls the mixer of a block."""
         return next((name for name in _MIXERS if getattr(block, name, None) is not None), "mixer")
 
+    def _router(self) -> str:
+        """What shows the router's logits of a mixture; HuggingFace's name where nothing does."""
+        if any(own.router_output for own in self.family.every):
+            return "hook_router_scores"  # the router's own hook shows its first output
+        routers = {i: r for i in range(self.dims.n_layers) if (r := self.family.of(i).router)}
+        layer, path = next(iter(routers.items()), (0, "mlp.gate"))
+        own, mlp = path.rsplit(".", 1)[-1], getattr(self.model.blocks[layer], "mlp", None)
+        # Not getattr: a bridge lends its attributes from HuggingFace's module.
+        parts = () if mlp is None else dict(mlp.named_children())
+        return next((name for name in (own, *_ROUTERS) if name in parts), own) + ".hook_out"
+
+    @property
+    def _native(self) -> bool:
+        """Whether attention is HuggingFace's own, and not computed by the bridge."""
+        attended = (b.attn for b in self.model.blocks if hasattr(b, "attn"))
+        return any(getattr(attn, "maintain_native_attention", False) for attn in attended)
+
+    @property
+    def _latent(self) -> bool:
+        return any(own.kv_latent for own in self.family.every)
+
     def hook_table(self) -> dict[str, str]:
-        router = (self.family.router or "mlp.gate").rsplit(".", 1)[-1]
         return {
             **HOOKS,
+            **(_LATENT_HOOKS if self._latent else {}),
             "ln1": "blocks.{l}.ln1.hook_out",
             "ln2": "blocks.{l}.ln2.hook_out",
             "attn.q_normed": "blocks.{l}.attn.q_norm.hook_out",
             "attn.k_normed": "blocks.{l}.attn.k_norm.hook_out",
             "attn.out": "blocks.{l}.attn.hook_out",
             "mlp.out": "blocks.{l}.mlp.hook_out",
-            "mlp.router_logits": f"blocks.{{l}}.mlp.{router}.hook_out",
+            "mlp.router_logits": f"blocks.{{l}}.mlp.{self._router()}",
             "ln_final": "ln_final.hook_out",
         }
 
     def layout(self, kind: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
         d = self.dims
+        if self._latent and kind in ("attn.v", *_LATENT_HOOKS):
+            return lambda t: t.transpose(1, 2)  # fires on [batch, head, pos, d_head]
+        if self._latent and kind == "attn.z":
+            # Whatever heads it shows: what it promises is for the check of hooks to say.
+            return lambda t: t.flatten(2).unflatten(-1, (d.n_heads, d.d_head_v))
         if kind not in ("attn.q_normed", "attn.k_normed"):
             return None
         if self.family.qk_norm == "full":
             count = d.n_heads if kind == "attn.q_normed" else d.n_kv_heads
             return lambda t: t.unflatten(-1, (count, d.d_head)) if t.ndim == 3 else t
+        if self.family.qk_norm == "per_head" and self._native:
+            return None
         # Fires on [batch, head, pos, d_head].
         return lambda t: t.transpose(1, 2)
 
@@ -114,6 +148,12 @@ class BridgeModel(LensModel):
         return {
             name.replace("_original_component.", ""): p.detach()
             for name, p in self.model.named_parameters()
+        }
+
+    def raw_buffers(self) -> dict[str, torch.Tensor]:
+        return {
+            name.replace("_original_component.", ""): buffer
+            for name, buffer in stored_buffers(self.model.original_model).items()
         }
 
     def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:

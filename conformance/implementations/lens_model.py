@@ -72,6 +72,10 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             ("GPTJForCausalLM", _SPLIT_ROTARY),
             ("ModernBertDecoderForCausalLM", _SPLIT_ROTARY),
             ("NanoChatForCausalLM", _SPLIT_ROTARY),
+            ("AfmoeForCausalLM", _SPLIT_ROTARY),
+            ("LagunaForCausalLM", _SPLIT_ROTARY),
+            ("Llama4ForCausalLM", _SPLIT_ROTARY),
+            ("JetMoeForCausalLM", _SPLIT_ROTARY),
         )
         for kind in ("attn.rot_q", "attn.rot_k")
     },
@@ -137,6 +141,10 @@ class LensModel(ABC):
     @abstractmethod
     def raw_parameters(self) -> dict[str, torch.Tensor]:
         """Every parameter that the forward pass can use, by the port's own names."""
+
+    def raw_buffers(self) -> dict[str, torch.Tensor]:
+        """Buffers that a checkpoint holds, by the port's own names, where it has any."""
+        return {}
 
     @abstractmethod
     def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:
