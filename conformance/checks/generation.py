@@ -19,6 +19,9 @@ from conformance.checks.decoders import decoder_of
 from conformance.experiments.batching import padded
 from conformance.experiments.generation import (
     ALONE,
+    AT_ONCE,
+    SINGLE,
+    SINGLY,
     STEERED,
     fewer,
     keeping_heads,
@@ -40,8 +43,6 @@ if TYPE_CHECKING:
 FEW = 8
 #: Tokens sampled, three times.
 SAMPLED = 4
-#: Single tokens decoded before the rest is decoded at once.
-SINGLE = 12
 _SEED = 0
 
 
@@ -128,7 +129,10 @@ class Generation(Check):
             options["padding_side"] = "left"
         with self.port(f"generating {doing}", "logits"), subject.session():
             result = subject.model.generate(tokens, **options)
-            return Made(result.sequences, torch.stack(list(result.logits), dim=1))
+            if hasattr(result, "sequences"):
+                return Made(result.sequences, torch.stack(list(result.logits), dim=1))
+            note = f"generating {doing} returned a bare {type(result).__name__}, not the logits too"
+            self.comparisons.append(structure("logits", note))
         return None
 
     def _batch(
@@ -229,16 +233,18 @@ class Generation(Check):
             if made is None:
                 return
             logits.append(made)
+            if not decoder.kept:
+                yield structure("logits", "decoding step by step: no cache came back", ALONE)
+                return
             if right == start:
                 yield from self._cache(context, stored, decoder)
-        parts = {
-            "prompt": (0, start),
-            "single tokens": (start, single),
-            "several tokens at once": (single, whole.shape[1]),
-        }
+        parts = {"prompt": (0, start), SINGLY: (start, single), AT_ONCE: (single, whole.shape[1])}
         found = project(torch.cat(logits, dim=1))[0]
         truth = stored[f"{ALONE}/logits"]
         for what, (left, right) in parts.items():
+            if what in stored.facts["disagrees"]:
+                self.not_applicable(f"decoding {what}", stored.facts["disagrees"][what])
+                continue
             yield agree(
                 stored,
                 f"{ALONE}/logits",

@@ -9,6 +9,7 @@ by a tie, that is a fact about the reference.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -36,6 +37,14 @@ FEWER = 8
 #: The sequence that is generated from alone, and whose cache is kept.
 ALONE = "unequal1"
 STEERED = "steered"
+#: Single tokens decoded after a prompt, before the rest is decoded at once.
+SINGLE = 12
+#: What is decoded with a cache after the prompt.
+SINGLY, AT_ONCE = "single tokens", "several tokens at once"
+
+
+#: What forward passes of transformers call the cache that they return and take.
+_CACHES = ("past_key_values", "cache_params", "state")
 
 
 def steps(dims: Dims, scope: Scope) -> int:
@@ -84,7 +93,8 @@ class Generation(Experiment):
     ``{name}/tokens`` [pos], ``{name}/logits`` [pos, 16] (projected) and ``{name}/margins`` [pos];
     the cache after the prompt :data:`ALONE`, each ``{what}/{layer}`` [pos, kv_head, d_head]:
     ``keys`` and ``values`` as HuggingFace keeps them, ``unrotated`` keys as they were before
-    their rotation. Facts: ``size`` of the edit, ``disagrees`` where ``generate`` does.
+    their rotation. Facts: ``size`` of the edit, ``disagrees`` where ``generate``
+    or decoding with a cache does.
     """
 
     uses: ClassVar[tuple[str, ...]] = (
@@ -115,6 +125,7 @@ class Generation(Experiment):
         yield from _results(STEERED, tokens, logits)
         if not again:
             self._batch(model, list(found.values()), list(whole.values()), count)
+            self._stepwise(model, whole[ALONE], len(found[ALONE]))
             self._ran = weakref.ref(model)
         yield from _cache(model, found[ALONE], on.scope)
 
@@ -167,6 +178,37 @@ class Generation(Experiment):
             logits = model.run(Prompt("batch", sequence[None]), lambda *_: None)[0]
             own = proposed[i, prompt.tokens.shape[1] - len(row) :]
             self._note("batch", sequence, own, margins(logits))
+
+    def _stepwise(self, model: HuggingFaceModel, whole: torch.Tensor, start: int) -> None:
+        """Whether the reference's own cache gives the logits of a full forward pass."""
+        import torch
+
+        single = start + SINGLE
+        truth = model.run(Prompt(ALONE, whole[None]), lambda *_: None)[0]
+        cuts = [0, start, *range(start + 1, single + 1), len(whole)]
+        cache: dict[str, Any] = {}
+        logits: list[torch.Tensor] = []
+        for left, right in itertools.pairwise(cuts):
+            if right <= left:
+                continue
+            with model.session():
+                made = model.model(input_ids=whole[None, left:right], use_cache=True, **cache)
+            cache = {name: made[name] for name in _CACHES if made.get(name) is not None}
+            if not cache:
+                self._disagrees[SINGLY] = self._disagrees[AT_ONCE] = (
+                    "the forward pass of transformers returns no cache"
+                )
+                return
+            logits.append(made.logits[0])
+        found = torch.cat(logits)
+        for what, left, right in ((SINGLY, start, single), (AT_ONCE, single, len(whole))):
+            off = (found[left:right] - truth[left:right]).abs().amax(-1)
+            off = off / truth[left:right].abs().amax(-1)
+            if len(off) and not float(off.max()) <= bounds.SAME_FUNCTION_CEILING:
+                self._disagrees[what] = (
+                    f"transformers decodes {what} after its cache otherwise than in a full "
+                    f"forward pass: its logits are {float(off.max()):.1e} apart"
+                )
 
     def _note(
         self, name: str, sequence: torch.Tensor, proposed: torch.Tensor, margin: torch.Tensor

@@ -46,6 +46,8 @@ class Family:
         mlp_reads_ln1: the MLP of a parallel block reads ln1's output.
         rotary: positions enter by rotating q and k.
         alibi: positions enter as a slope added to the scores of each head (Press et al. 2022).
+        q_gated: the projection of queries gives, for each head, its query and then a gate whose
+            sigmoid multiplies the head's output (``W_QG``; ``attn.z`` is after it).
         sinks: parameter of per-head attention sinks, relative to ``attn``.
         conv1d: weights are stored [in, out] (HuggingFace's ``Conv1D``).
         norm_offset: norms multiply by 1 + weight (Gemma).
@@ -53,6 +55,8 @@ class Family:
         embed_multiplier: what the embedding's output is multiplied by outside its module.
         residual_multiplier: what attention's and the MLP's outputs are multiplied by before they
             are added to the residual stream (Granite).
+        attn_multiplier, mixer_multiplier: what their outputs alone are multiplied by (Falcon H1).
+        mlp_multiplier: what the MLP's last projection is multiplied by inside its module.
         unnamed: modules or parameters, relative to the block, that TransformerLens has no name
             for (a latent projection, say): they keep HuggingFace's.
         layers: where layers differ, one description for each; empty where all are alike.
@@ -96,12 +100,16 @@ class Family:
     mlp_reads_ln1: bool = False
     rotary: bool = True
     alibi: bool = False
+    q_gated: bool = False
     sinks: str | None = None
     conv1d: bool = False
     norm_offset: bool = False
     embed_scaled: bool = False
     embed_multiplier: float = 1.0
     residual_multiplier: float = 1.0
+    attn_multiplier: float = 1.0
+    mixer_multiplier: float = 1.0
+    mlp_multiplier: float = 1.0
     notes: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
     layers: tuple[Family, ...] = ()
@@ -139,6 +147,13 @@ class Family:
     @property
     def gated(self) -> bool:
         return self.gate is not None or self.gate_up is not None
+
+    def multiplier(self, kind: str) -> float:
+        """What a site's module output is multiplied by before it is that site."""
+        own = {"attn_out": self.attn_multiplier, "mixer_out": self.mixer_multiplier}
+        if kind == "mlp_out" or kind in own:
+            return own.get(kind, 1.0) * self.residual_multiplier
+        return 1.0
 
     def absent(self, layer: int | None = None) -> dict[str, str]:
         """Site kinds that a layer does not have, each with the reason.
