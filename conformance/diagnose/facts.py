@@ -158,9 +158,6 @@ def attention_scale(config: Any, fam: Family, d: Dims, layer: int) -> tuple[floa
     stated = first(config, "attention_multiplier")
     if stated is not None:
         return float(stated), f"attention_multiplier = {stated}"
-    stated = first(config, "key_multiplier")
-    if stated is not None:
-        return float(stated) * d.d_head**-0.5, f"key_multiplier/sqrt({d.d_head})"
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
         return d.d_head**-0.5 / (layer + 1), "1/sqrt(d_head)/(layer + 1)"
     return d.d_head**-0.5, f"1/sqrt({d.d_head})"

@@ -28,7 +28,8 @@ class Family:
         attn: the attention module, relative to the block; ``o`` its output projection. None in
             a block that has none.
         mixer: what mixes positions in attention's place, or beside it: a state-space model, a
-            linear attention, a short convolution. Its parameters keep HuggingFace's names.
+            linear attention, a short convolution. Its parameters keep HuggingFace's names, and
+            ``mixer_out`` is what its module returns, before any multiplier.
         q, k, v: separate projections; or ``qkv`` fused, laid out as ``qkv_layout``:
             ``concat`` (all q, all k, all v), ``per_head`` (q, k, v of head 0, of head 1, ...),
             ``grouped`` (queries of a group, its key, its value; next group).
@@ -55,7 +56,7 @@ class Family:
         embed_multiplier: what the embedding's output is multiplied by outside its module.
         residual_multiplier: what attention's and the MLP's outputs are multiplied by before they
             are added to the residual stream (Granite).
-        attn_multiplier, mixer_multiplier: what their outputs alone are multiplied by (Falcon H1).
+        attn_multiplier: what attention's output alone is multiplied by (Falcon H1).
         mlp_multiplier: what the MLP's last projection is multiplied by inside its module.
         unnamed: modules or parameters, relative to the block, that TransformerLens has no name
             for (a latent projection, say): they keep HuggingFace's.
@@ -108,7 +109,6 @@ class Family:
     embed_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     attn_multiplier: float = 1.0
-    mixer_multiplier: float = 1.0
     mlp_multiplier: float = 1.0
     notes: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
@@ -150,10 +150,9 @@ class Family:
 
     def multiplier(self, kind: str) -> float:
         """What a site's module output is multiplied by before it is that site."""
-        own = {"attn_out": self.attn_multiplier, "mixer_out": self.mixer_multiplier}
-        if kind == "mlp_out" or kind in own:
-            return own.get(kind, 1.0) * self.residual_multiplier
-        return 1.0
+        if kind == "attn_out":
+            return self.attn_multiplier * self.residual_multiplier
+        return self.residual_multiplier if kind == "mlp_out" else 1.0
 
     def absent(self, layer: int | None = None) -> dict[str, str]:
         """Site kinds that a layer does not have, each with the reason.

@@ -154,7 +154,6 @@ def _falcon_h1(config: Any) -> Family:
         ln_final="model.final_layernorm",
         embed_multiplier=float(config.embedding_multiplier),
         attn_multiplier=float(config.attention_out_multiplier),
-        mixer_multiplier=float(config.ssm_out_multiplier),
         mlp_multiplier=float(config.mlp_multipliers[1]),
     )
 

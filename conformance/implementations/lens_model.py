@@ -60,6 +60,8 @@ HOOKS: Mapping[str, str] = {
 _JOINT = "the port computes rotated q and k inside a fused attention and shows neither"
 _SPLIT_ROTARY = "the port leaves rotation to HuggingFace's own attention and shows neither"
 
+_WHOLE = "the port wraps the module of each block whole and shows nothing inside"
+
 #: (subject class, architecture or "*", site kind) -> why its hook does not exist or never fires.
 NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
     **{
@@ -71,6 +73,13 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             ("GPTJForCausalLM", _SPLIT_ROTARY),
         )
         for kind in ("attn.rot_q", "attn.rot_k")
+    },
+    **{
+        ("TransformerBridge", "NemotronHForCausalLM", kind): _WHOLE
+        for kind in (
+            *("attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.z"),
+            *("mlp.pre", "mlp.post"),
+        )
     },
     **{
         ("HookedTransformer", "*", kind): "no hook between the norm and the rotation"
