@@ -4,17 +4,21 @@
 PYTHON ?= python3
 WORKERS ?= 2
 OUT ?= conformance-out
+RUNS ?= $(OUT) $(OUT)-tl3
 
 TL4 := .venv
 TL3 := .venv-tl3
 
-.PHONY: conformance test conformance-tl3 test-tl3 lint bench clean help
+.PHONY: conformance test coverage conformance-tl3 test-tl3 coverage-tl3 results lint bench clean help
 
 help:
 	@echo "make conformance      judge the models of models.toml (transformer-lens 4.3.0)"
 	@echo "make test             the harness's own tests"
+	@echo "make coverage         what transformer-lens supports and models.toml does not cover"
 	@echo "make conformance-tl3  the same under transformer-lens 3.9.0"
 	@echo "make test-tl3"
+	@echo "make results          docs/results.md from the records of both runs"
+	@echo "make coverage-tl3"
 	@echo "make lint             ruff and mypy"
 	@echo "make bench            time the harness against a bare script"
 
@@ -24,11 +28,20 @@ conformance: $(TL4)/.installed
 test: $(TL4)/.installed
 	$(TL4)/bin/pytest -n $(WORKERS)
 
+coverage: $(TL4)/.installed
+	$(TL4)/bin/conformance coverage
+
 conformance-tl3: $(TL3)/.installed
 	$(TL3)/bin/conformance run -n $(WORKERS) --out $(OUT)-tl3
 
 test-tl3: $(TL3)/.installed
 	$(TL3)/bin/pytest -n $(WORKERS)
+
+results: $(TL4)/.installed
+	$(TL4)/bin/conformance compare $(RUNS) --format markdown --details --into docs/results.md
+
+coverage-tl3: $(TL3)/.installed
+	$(TL3)/bin/conformance coverage
 
 lint: $(TL4)/.installed
 	$(TL4)/bin/ruff check .

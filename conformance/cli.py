@@ -1,7 +1,7 @@
-"""``conformance run | models | show | prove | explain``: a thin face on the suite and its records.
+"""The ``conformance`` command: a thin face on the suite, its records and its ledger.
 
-Exit codes: 0 all right, 1 a port does not conform, 2 usage, 3 the harness itself failed,
-130 interrupted.
+Exit codes: 0 all right, 1 a port does not conform or the ledger is stale, 2 usage, 3 the harness
+itself failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from conformance.commands.compare import compare
+from conformance.commands.gate import gate
+from conformance.commands.report import report
+from conformance.commands.schema import schema
 from conformance.errors import ConformanceError
+from conformance.ledger.command import app as ledger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,8 +42,14 @@ app = typer.Typer(
     help="Settles whether a TransformerLens port computes the same thing as HuggingFace.",
 )
 
+app.add_typer(ledger, name="ledger")
+
 _Models = Annotated[Path, typer.Option("--models", metavar="FILE", help="The models to check.")]
 _MODELS = Path("models.toml")
+
+
+for _command in (compare, report, gate, schema):
+    app.command()(_command)
 
 
 def main() -> None:
@@ -51,7 +62,9 @@ def run(
     models: _Models = _MODELS,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="ID", help="Only this model, or glob. Can be repeated."),
+        typer.Option(
+            "--model", metavar="ID", help="Only this model, glob, or hub name. Can be repeated."
+        ),
     ] = None,
     subject: Annotated[
         list[str] | None,
@@ -215,7 +228,7 @@ def show(
     except ConformanceError as error:
         _fail(error)
     _print(Console(highlight=False), records, explained=None)
-    status = exit_code(verdict.outcome for verdict in records.verdicts)
+    status = exit_code((verdict.outcome for verdict in records.verdicts), records.stale)
     raise typer.Exit(_HARNESS if state(records) and status == 0 else status)
 
 
@@ -295,11 +308,12 @@ def explain(
     from conformance.checkpoints import cache_dir
     from conformance.explain import command as explaining
     from conformance.report.explanation import page
+    from conformance.selection import with_named
     from conformance.spec import load_spec
 
     status = Console(stderr=True, highlight=False)
     try:
-        spec = load_spec(models)
+        spec = with_named(load_spec(models), [model])
         entry, name = explaining.choose(spec, model, subject)
         folder = out or Path("conformance-out") / "explain" / f"{entry.id}-{name}"
         with status.status(f"{entry.id}, {name}", spinner="line") as line:
@@ -330,6 +344,27 @@ def explain(
     raise typer.Exit(0 if found.conforms else 1)
 
 
+@app.command()
+def coverage(
+    models: _Models = _MODELS,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the answer as JSON instead of text.")
+    ] = False,
+) -> None:
+    """Say what TransformerLens supports and models.toml does not cover; 1 if without a reason."""
+    import json
+
+    from conformance import coverage as covering
+    from conformance.spec import load_spec
+
+    try:
+        found = covering.coverage(load_spec(models), covering.installed())
+    except ConformanceError as error:
+        _fail(error)
+    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else covering.text(found))
+    raise typer.Exit(0 if found.ok else 1)
+
+
 def _read(directory: Path) -> Records:
     from conformance.recorder import FILE_NAME
     from conformance.records import read
@@ -339,6 +374,8 @@ def _read(directory: Path) -> Records:
 
 def _print(console: Console, records: Records, explained: int | None) -> None:
     """Failures first, so that what is read last, and seen first, is the summary."""
+    from conformance.report.names import short
+    from conformance.report.stale import stale_lines
     from conformance.report.terminal import explanations, left_out, summary, table
 
     models = records.header.models_toml
@@ -350,7 +387,8 @@ def _print(console: Console, records: Records, explained: int | None) -> None:
         console.print(f"and {len(texts) - explained} more; `conformance show` tells them all\n")
     console.print(table(records.verdicts, width=console.width))
     console.print()
-    for line in (*left_out(records.verdicts), *summary(records)):
+    stale = stale_lines(records.stale)
+    for line in (*left_out(records.verdicts), *short(records), *stale, *summary(records)):
         console.print(line, markup=False, soft_wrap=True)
 
 

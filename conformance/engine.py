@@ -11,7 +11,7 @@ import functools
 import gc
 import time
 import traceback
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +147,7 @@ def _judge(
             running.seconds.get(check.name, 0.0),
             error=running.errors.get(check.name),
         )
+        verdict = replace(verdict, commit=checkpoint.commit)
         emit({"event": "verdict", "record": asdict(verdict)})
 
 

@@ -4,8 +4,9 @@ Where the suite is not what is run it does nothing but offer ``--conformance-...
 short names are registered only for runs of the suite and only where nobody else took them. It
 imports the standard library and pytest; the rest follows when there is something to run.
 
-Exit codes of a run of the suite: 0 all right, 1 a port does not conform, 2 usage (or
-interrupted, which is pytest's own meaning of 2), 3 the harness itself failed.
+Exit codes of a run of the suite: 0 all right, 1 a port does not conform or the ledger of expected
+failures is stale, 2 usage (or interrupted, which is pytest's own meaning of 2), 3 the harness
+itself failed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import pytest
 if TYPE_CHECKING:
     from conformance.isolation import Isolation
     from conformance.recorder import Recorder
-    from conformance.records import JudgementSummary, Verdict
+    from conformance.records import JudgementSummary, Stale, Verdict
     from conformance.runner import Runner
     from conformance.selection import Case
     from conformance.spec import Spec
@@ -57,7 +58,8 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "metavar": "ID",
         "action": "append",
         "default": [],
-        "help": "Check only this model; a glob such as 'gpt2*' works. Can be repeated.",
+        "help": "Check only this model; a glob such as 'gpt2*' works, and so does a name of the "
+        "hub, which is then fetched and judged itself. Can be repeated.",
     },
     "subject": {
         "metavar": "S",
@@ -150,6 +152,7 @@ class _Run:
     runner: Runner | None = None
     selected: int = 0
     shown: dict[str, str] = field(default_factory=dict)
+    stale: tuple[Stale, ...] = ()
 
     @property
     def models_option(self) -> str | None:
@@ -209,17 +212,18 @@ def _usage_error(message: str) -> NoReturn:
 
 
 def _make_run(config: pytest.Config) -> _Run:
-    from conformance.selection import select
+    from conformance.selection import select, with_named
     from conformance.spec import load_spec
 
     here = config.invocation_params.dir
-    spec = load_spec(here / str(config.getoption("conformance_models")))
+    models = config.getoption("conformance_model")
+    spec = with_named(load_spec(here / str(config.getoption("conformance_models"))), models)
     return _Run(
         config=config,
         spec=spec,
         cases=select(
             spec,
-            models=config.getoption("conformance_model"),
+            models=models,
             subjects=config.getoption("conformance_subject"),
             checks=config.getoption("conformance_check"),
         ),
@@ -303,10 +307,12 @@ def _begin(run: _Run, selected: int) -> None:
         return
     from conformance.errors import RecordsError
     from conformance.recorder import Recorder
+    from conformance.selection import listed
 
     command = (Path(sys.argv[0]).name, *map(str, run.config.invocation_params.args))
     try:
-        run.recorder = Recorder(run.out, run.spec, selected, command)
+        names = listed(run.spec, {case.model for case in run.cases})
+        run.recorder = Recorder(run.out, run.spec, selected, command, names)
     except RecordsError as error:
         _usage_error(str(error))
 
@@ -535,12 +541,23 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     run.close()
     if _is_worker(session.config):
         return
+    run.stale = _stale(run)
     session.exitstatus = _exit_status(session, int(exitstatus), run)
     if run.recorder is not None:
-        run.recorder.finish(int(session.exitstatus))
+        run.recorder.finish(int(session.exitstatus), run.stale)
         from conformance.report.markdown import write_page
 
         write_page(run.recorder.path)
+
+
+def _stale(run: _Run) -> tuple[Stale, ...]:
+    """What the ledger lists and no verdict of this run, whichever process reached it, showed."""
+    if run.recorder is None or run.spec.ledger is None:
+        return ()
+    from conformance.ledger.stale import stale
+    from conformance.records import read
+
+    return stale(run.spec, [read(run.recorder.path)])
 
 
 def _exit_status(session: pytest.Session, status: int, run: _Run) -> int:
@@ -560,7 +577,7 @@ def _exit_status(session: pytest.Session, status: int, run: _Run) -> int:
     lost = run.selected - outcomes.total()
     if lost > 0 and not stopped:
         return _HARNESS
-    return exit_code(outcomes) or int(status)
+    return exit_code(outcomes, run.stale) or int(status)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -582,6 +599,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if run is None or config.getoption("collectonly"):
         return
     from conformance.report import REPORT
+    from conformance.report.stale import stale_lines
     from conformance.report.terminal import counts
 
     terminalreporter.section("conformance")
@@ -591,6 +609,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.line(counts(run.recorder.outcomes))
     terminalreporter.line(f"records: {run.recorder.path}")
     terminalreporter.line(f"report: {run.recorder.path.with_name(REPORT)}")
+    for line in stale_lines(run.stale):
+        terminalreporter.line(line)
     lost = run.selected - run.recorder.outcomes.total()
     if lost:
         terminalreporter.line(f"{lost} of {run.selected} verdicts were not reached")

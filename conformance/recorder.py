@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from conformance.records import Name, Stale
     from conformance.spec import Spec
 
 FILE_NAME = "records.jsonl"
@@ -33,13 +34,19 @@ class Recorder:
         spec: the ``models.toml`` of the run.
         selected: how many verdicts the run is asked for.
         command: the command line.
+        names: the names whose verdicts are among those.
 
     Raises:
         RecordsError: the directory cannot be written to.
     """
 
     def __init__(
-        self, directory: Path, spec: Spec, selected: int, command: Sequence[str] = ()
+        self,
+        directory: Path,
+        spec: Spec,
+        selected: int,
+        command: Sequence[str] = (),
+        names: Sequence[Name] = (),
     ) -> None:
         self.path = directory / FILE_NAME
         self.outcomes: Counter[str] = Counter()
@@ -58,6 +65,8 @@ class Recorder:
                 f"{self.path}: {error.strerror}", "give a directory you can write to with --out"
             ) from error
         write(header(spec, command), self._stream)
+        for name in names:
+            write(name, self._stream)
 
     def add(self, verdict: Verdict) -> None:
         """Append a verdict; a second one of the same case (an item run again) is dropped."""
@@ -68,14 +77,15 @@ class Recorder:
         self.outcomes[verdict.outcome] += 1
         write(verdict, self._stream)
 
-    def finish(self, exit_code: int) -> None:
-        """Append the footer."""
+    def finish(self, exit_code: int, stale: Sequence[Stale] = ()) -> None:
+        """Append the footer; ``stale`` is what the run found stale in the ledger."""
         footer = Footer(
             finished=now(),
             exit_code=exit_code,
             duration_s=round(time.monotonic() - self._began, 3),
             outcomes=dict(sorted(self.outcomes.items())),
             selected=self._selected,
+            stale=tuple(stale),
         )
         write(footer, self._stream)
         self._stream.close()
@@ -101,6 +111,7 @@ def header(spec: Spec, command: Sequence[str]) -> Header:
         seeds=dict(SEEDS),
         models_toml=str(spec.path),
         models_toml_sha256=spec.sha256,
+        ledger_sha256=spec.ledger.sha256 if spec.ledger else None,
         command=tuple(command),
     )
 

@@ -1,6 +1,8 @@
-"""What a run writes: a header, one record per verdict, a footer; one JSON object per line.
+"""What a run writes: a header, names, one record per verdict, a footer; a JSON object per line.
 
 A file without a footer was cut short (:class:`TruncatedRecords`); what it holds is still good.
+Schema 2 added the lines of kind ``name`` after the header, and ``commit`` to verdicts; files of
+schema 1 are read as well.
 Records are frozen and hold plain numbers and text only: no tensor, no exception.
 """
 
@@ -18,7 +20,9 @@ from conformance.errors import RecordsError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: Schemas that :func:`read` understands.
+READABLE: frozenset[int] = frozenset({1, 2})
 
 Outcome = Literal[
     "passed",
@@ -37,6 +41,8 @@ OUTCOMES: tuple[str, ...] = get_args(Outcome)
 NONCONFORMING: frozenset[str] = frozenset({"failed", "crashed", "timeout", "oom", "xpassed"})
 #: Outcomes that mean "the harness itself failed" (exit code 3).
 HARNESS_FAILED: frozenset[str] = frozenset({"error"})
+#: Outcomes that say something of the port: the check was executed and came to an end of its own.
+EXECUTED: frozenset[str] = NONCONFORMING | {"passed", "xfailed"}
 
 Judgement = Literal["same_function", "same_precision", "exact", "structure"]
 
@@ -96,7 +102,10 @@ class JudgementSummary:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of one check on one subject of one model."""
+    """The result of one check on one subject of one model.
+
+    ``commit`` is that of the repository on the hub that the weights came from, if they did.
+    """
 
     model: str
     subject: str
@@ -111,6 +120,7 @@ class Verdict:
     peak_bytes: int | None = None
     worst: tuple[Comparison, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    commit: str | None = None
     kind: Literal["verdict"] = "verdict"
 
     def __post_init__(self) -> None:
@@ -120,7 +130,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """First line of a records file."""
+    """First line of a records file. ``ledger_sha256`` is None where models.toml names no ledger."""
 
     started: str
     versions: Mapping[str, str]
@@ -129,8 +139,54 @@ class Header:
     models_toml: str
     models_toml_sha256: str
     command: tuple[str, ...] = ()
+    ledger_sha256: str | None = None
     schema_version: int = SCHEMA_VERSION
     kind: Literal["header"] = "header"
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """What the ledger of expected failures lists and the run no longer showed.
+
+    Attributes:
+        file: the ledger's name.
+        line: of the entry, where it is known.
+        subject: of the entry.
+        check: of the entry; ``*`` for all.
+        link: where the defect is described.
+        what: ``entry``: no port it covers fails as it says; ``models``: those of ``names`` do not;
+            ``kinds``: nothing fails at those kinds of site.
+        names: what is stale.
+    """
+
+    file: str
+    line: int | None
+    subject: str
+    check: str
+    link: str
+    what: Literal["entry", "models", "kinds"]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A model that people name, and the model of the run that its verdict rests on.
+
+    Attributes:
+        hub: its repository on the hub.
+        architecture: the HuggingFace class.
+        evidence: ``twin`` where the verdict is that of a twin with its configuration class,
+            ``real`` where its own weights were judged, None where nothing was.
+        model: the id under which the verdicts are; None where it is not judged.
+        reason: why it is not judged.
+    """
+
+    hub: str
+    architecture: str
+    evidence: Literal["real", "twin"] | None
+    model: str | None
+    reason: str | None = None
+    kind: Literal["name"] = "name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +202,11 @@ class Footer:
     duration_s: float
     outcomes: Mapping[str, int]
     selected: int | None = None
+    stale: tuple[Stale, ...] = ()
     kind: Literal["footer"] = "footer"
 
 
-Record = Header | Verdict | Footer
+Record = Header | Name | Verdict | Footer
 
 
 def to_json(record: Record) -> str:
@@ -223,10 +280,16 @@ class Records:
     header: Header
     verdicts: tuple[Verdict, ...]
     footer: Footer | None
+    names: tuple[Name, ...] = ()
 
     @property
     def truncated(self) -> bool:
         return self.footer is None
+
+    @property
+    def stale(self) -> tuple[Stale, ...]:
+        """What of the ledger the run found stale."""
+        return self.footer.stale if self.footer else ()
 
     @property
     def missing(self) -> int | None:
@@ -244,28 +307,37 @@ def read(path: Path) -> Records:
     """
     header: Header | None = None
     footer: Footer | None = None
+    names: list[Name] = []
     verdicts: list[Verdict] = []
     for number, data in _lines(path):
         kind = data.get("kind")
         if number == 1:
-            if kind != "header" or data.get("schema_version") != SCHEMA_VERSION:
+            if kind != "header" or data.get("schema_version") not in READABLE:
+                readable = " or ".join(map(str, sorted(READABLE)))
                 raise RecordsError(
-                    f"{path}: line 1 is not a header of schema version {SCHEMA_VERSION}",
+                    f"{path}: line 1 is not a header of schema version {readable}",
                     "give a records.jsonl written by this version of the harness",
                 )
             header = _build(Header, {**data, "command": tuple(data.get("command", ()))}, path)
+        elif kind == "name":
+            names.append(_build(Name, data, path))
         elif kind == "verdict":
             verdicts.append(verdict_from_dict(data))
         elif kind == "footer":
-            footer = _build(Footer, data, path)
+            footer = _build(Footer, {**data, "stale": _stale(data, path)}, path)
         else:
             raise RecordsError(f"{path}:{number}: unknown kind {kind!r}", "the file is damaged")
     if header is None:
         raise RecordsError(f"{path}: empty", "the run wrote nothing; look at its terminal output")
-    return Records(header, tuple(verdicts), footer)
+    return Records(header, tuple(verdicts), footer, tuple(names))
 
 
-T = TypeVar("T", Header, Footer)
+T = TypeVar("T", Header, Name, Footer, Stale)
+
+
+def _stale(data: Mapping[str, Any], path: Path) -> tuple[Stale, ...]:
+    listed = data.get("stale", ())
+    return tuple(_build(Stale, {**one, "names": tuple(one["names"])}, path) for one in listed)
 
 
 def _build(kind: type[T], data: Mapping[str, Any], path: Path) -> T:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
-
-from packaging.specifiers import SpecifierSet
 
 from conformance.errors import (
     CheckpointError,
@@ -21,16 +18,16 @@ from conformance.errors import (
     RecordsError,
 )
 from conformance.jobs import Job
+from conformance.ledger.judging import expected
 from conformance.records import Verdict, verdict_from_dict
 from conformance.selection import Case
-from conformance.spec import EVERY_CHECK
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conformance.isolation import Isolation, Outcome
     from conformance.records import Outcome as OutcomeName
-    from conformance.spec import ExpectedFailure, ModelSpec, Spec
+    from conformance.spec import ModelSpec, Spec
 
 #: Called with the model, the subject (None for the reference) and what it is doing.
 Progress = Callable[[str, str | None, str], None]
@@ -232,72 +229,3 @@ def _received(
                 verdict, architecture=model.architecture, evidence=model.evidence
             )
     return verdicts, problems
-
-
-def expected(verdict: Verdict, model: ModelSpec) -> Verdict:
-    """Apply the ledger of expected failures, strictly.
-
-    A failure is expected only where the ledger says and, if it gives a signature, only with that
-    signature; if all of its entries name kinds of site, only at those kinds. A pass that the
-    ledger expects to fail is ``xpassed``.
-    """
-    if verdict.outcome not in ("passed", "failed"):
-        return verdict
-    entries = [
-        entry
-        for entry in model.expected_failures
-        if entry.subject == verdict.subject
-        and entry.check in (verdict.check, EVERY_CHECK)
-        and _installed(entry)
-    ]
-    if not entries:
-        return verdict
-    if verdict.outcome == "passed":
-        listed = "; ".join(f"{entry.reason} ({entry.link})" for entry in entries)
-        return replace(
-            verdict,
-            outcome="xpassed",
-            reason=f"passed, but models.toml expects a failure: {listed}\n"
-            "hint: if this is repaired, remove the entry or bound its versions",
-        )
-    elsewhere = _elsewhere(verdict, entries)
-    if elsewhere:
-        note = f"fails also where models.toml does not expect it: at {', '.join(elsewhere)}"
-        return replace(verdict, reason=_joined(note, verdict.reason))
-    for entry in entries:
-        if entry.first_divergence in (None, verdict.first_divergence):
-            reason = f"expected: {entry.reason} ({entry.link})"
-            return replace(verdict, outcome="xfailed", reason=_joined(reason, verdict.reason))
-    listed = " or ".join(str(entry.first_divergence) for entry in entries)
-    note = (
-        f"failed differently from what models.toml expects: first divergence at "
-        f"{verdict.first_divergence}, expected at {listed} ({entries[0].link})"
-    )
-    return replace(verdict, reason=_joined(note, verdict.reason))
-
-
-def _elsewhere(verdict: Verdict, entries: Sequence[ExpectedFailure]) -> list[str]:
-    """The kinds of site that fail and that no entry names; none if an entry names no kinds."""
-    if any(entry.kinds is None for entry in entries):
-        return []
-    named = {kind for entry in entries for kind in entry.kinds or ()}
-    return [kind for kind in verdict.metrics.get("failing", ()) if kind not in named]
-
-
-def _joined(first: str, second: str | None) -> str:
-    return f"{first}\n{second}" if second else first
-
-
-def _installed(entry: ExpectedFailure) -> bool:
-    conditions = {"transformer-lens": entry.transformer_lens, "transformers": entry.transformers}
-    return all(
-        wanted is None or _matches(package, wanted) for package, wanted in conditions.items()
-    )
-
-
-def _matches(package: str, wanted: str) -> bool:
-    try:
-        version = metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return SpecifierSet(wanted).contains(version, prereleases=True)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from conformance.checks.names import CHECKS
 from conformance.errors import ConformanceError
+from conformance.records import Name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from conformance.spec import ModelSpec, Spec
 
@@ -52,14 +53,16 @@ def select(
 
     Args:
         spec: the whole file.
-        models: ids or globs; none means all. Likewise ``subjects`` and ``checks``, without globs.
+        models: ids, globs of them, or names of the hub that :func:`with_named` added; none means
+            all. Likewise ``subjects`` and ``checks``, without globs.
 
     Raises:
         SelectionError: a name is unknown, or nothing is left. Every unknown name is reported.
     """
     known = known_subjects(spec)
+    ids = [model.id for model in spec.models]
     problems = [
-        *_unknown("model", models, [model.id for model in spec.models]),
+        *_unknown("model", _not_named(spec, models), ids, [name.hub for name in spec.names]),
         *_unknown("subject", subjects, known),
         *_unknown("check", checks, CHECKS),
     ]
@@ -68,7 +71,7 @@ def select(
     cases = tuple(
         Case(model.id, subject, check)
         for model in spec.models
-        if not models or any(fnmatchcase(model.id, pattern) for pattern in models)
+        if not models or any(_chosen(model, pattern) for pattern in models)
         for subject in _subjects_of(model, known)
         if not subjects or subject in subjects
         for check in CHECKS
@@ -83,17 +86,72 @@ def select(
     return cases
 
 
+def with_named(spec: Spec, asked: Iterable[str]) -> Spec:
+    """The spec with those names among its models that are asked for by name: judged themselves.
+
+    Args:
+        spec: the whole file.
+        asked: what ``--model`` says: names of the hub, as they are or as ids, besides others.
+
+    Raises:
+        SelectionError: a name is asked for that cannot be judged.
+    """
+    from conformance.spec import id_of
+
+    ids = {model.id for model in spec.models}
+    wanted = {id_of(text) for text in asked} - ids
+    names = [name for name in spec.names if name.id in wanted]
+    problems = [
+        f"--model: {name.hub} is not judged: {name.not_judged}" for name in names if name.not_judged
+    ]
+    if problems:
+        raise SelectionError("\n".join(problems), "see its [[name]] in models.toml")
+    return spec.model_copy(update={"models": (*spec.models, *(name.model() for name in names))})
+
+
+def listed(spec: Spec, models: Container[str]) -> tuple[Name, ...]:
+    """The names whose verdicts rest on some of these models, as records.
+
+    Names that are not judged are among them only where all twins that names rest on are.
+    """
+    judged = {model.id for model in spec.models}
+    whole = all(name.twin in models for name in spec.names if name.twin)
+    found = []
+    for name in spec.names:
+        if name.id in judged and name.id in models:
+            found.append(Name(name.hub, name.architecture, "real", name.id))
+        elif name.twin in models and name.twin is not None:
+            found.append(Name(name.hub, name.architecture, "twin", name.twin))
+        elif whole and name.not_judged:
+            found.append(Name(name.hub, name.architecture, None, None, name.not_judged))
+    return tuple(found)
+
+
+def _chosen(model: ModelSpec, pattern: str) -> bool:
+    from conformance.spec import NameSource, id_of
+
+    named = isinstance(model.source, NameSource) and model.id == id_of(pattern)
+    return named or fnmatchcase(model.id, pattern)
+
+
+def _not_named(spec: Spec, patterns: Iterable[str]) -> list[str]:
+    return [p for p in patterns if not any(_chosen(model, p) for model in spec.models)]
+
+
 def _subjects_of(model: ModelSpec, known: Sequence[str]) -> Sequence[str]:
     return known if model.subjects is None else model.subjects
 
 
-def _unknown(what: str, asked: Iterable[str], known: Sequence[str]) -> list[str]:
-    """One line per name that is not known; a glob is unknown when it matches nothing."""
+def _unknown(
+    what: str, asked: Iterable[str], known: Sequence[str], names: Sequence[str] = ()
+) -> list[str]:
+    """One line per name that is not known. ``names`` of the hub may be meant besides."""
     lines = []
     for name in asked:
-        if name in known or (what == "model" and any(fnmatchcase(k, name) for k in known)):
+        if name in known:
             continue
-        near = difflib.get_close_matches(name.lower(), known, n=1)
+        near = difflib.get_close_matches(name, [*known, *names], n=1)
+        near = near or difflib.get_close_matches(name.lower(), known, n=1)
         if near:
             said = f"did you mean {near[0]!r}?"
         elif len(known) <= 12:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -31,15 +32,40 @@ def fake_model(name: str, **fields: object) -> ModelSpec:
     )
 
 
-def models_toml(names: Sequence[str], extra: str = "", subjects: str = '["bridge"]') -> str:
-    """A valid file; ``extra`` continues the table of the last model."""
+def models_toml(
+    names: Sequence[str], extra: str = "", subjects: str = '["bridge"]', top: str = ""
+) -> str:
+    """A valid file; ``extra`` continues the table of the last model, ``top`` the top of it."""
     twin = next(iter(TWINS))
     entries = [
         f'[[model]]\nid = "{name}"\narchitecture = "GPT2LMHeadModel"\n'
         f'subjects = {subjects}\nsource = {{twin = "{twin}"}}\n'
         for name in names
     ]
-    return "\n".join(["schema = 1", *entries, extra])
+    return "\n".join(["schema = 1", top, *entries, extra])
+
+
+#: A link that needs no file.
+LINK = "https://example.org/1"
+
+
+def shows(check: str, *models: str, subject: str = "bridge", **fields: object) -> dict[str, object]:
+    """One place where a defect shows, for :func:`defect`."""
+    return {"subject": subject, "check": check, "models": list(models), **fields}
+
+
+def defect(*places: Mapping[str, object], **fields: object) -> str:
+    """A ``[[defect]]`` of a ledger, one line for each place where it shows."""
+    rows = [", ".join(f"{key} = {json.dumps(value)}" for key, value in p.items()) for p in places]
+    listed = "".join(f"  {{ {row} }},\n" for row in rows)
+    given = {"reason": "known", "link": LINK, **fields}
+    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in given.items())
+    return f"[[defect]]\n{lines}shows = [\n{listed}]\n"
+
+
+def ledger_toml(*defects: str) -> str:
+    """A whole ledger."""
+    return "\n".join(["schema = 1\n", *defects])
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ from conformance.errors import CheckpointError
 from conformance.spec import (
     HubSource,
     ModelSpec,
+    NameSource,
     PathSource,
     TwinSource,
     WheelPackage,
@@ -591,6 +592,7 @@ def test_hub_prefers_safetensors_and_pins(
     found = resolve(model(HUB, trust_remote_code=True), cache)
     first, second = hub_files
     assert (first["repo_id"], first["revision"]) == ("org/name", "ab" * 20)
+    assert found.commit == "ab" * 20
     assert "model*.safetensors" in first["allow_patterns"]
     assert "*.py" in first["allow_patterns"]
     assert "pytorch_model*.bin" not in first["allow_patterns"]
@@ -598,6 +600,31 @@ def test_hub_prefers_safetensors_and_pins(
     assert found.path == tmp_path / "snapshot"
     resolve(model(HUB, trust_remote_code=True), cache)
     assert len(hub_files) == 2, "the second call asks nobody"
+
+
+def test_without_a_revision_the_commit_that_came_is_told(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    newest = "cd" * 20
+    directory = write_checkpoint(tmp_path / newest)
+    (directory / "model.safetensors").unlink()
+    asked: list[str | None] = []
+
+    def snapshot_download(repo_id: str, revision: str | None, **options: Any) -> str:
+        asked.append(revision)
+        if "pytorch_model*.bin" in options["allow_patterns"]:
+            with zipfile.ZipFile(directory / "pytorch_model.bin", "w") as archive:
+                archive.writestr("data.pkl", b"x")
+        return str(directory)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    named = model(NameSource(hub="gpt2"))
+    assert resolve(named, cache).commit == newest
+    assert asked == [None, newest], "both halves are of one commit"
+    assert resolve(named, cache).commit == newest, "also when nothing is fetched"
+    assert len(asked) == 2
 
 
 def _hub_errors() -> Mapping[str, tuple[Exception, str]]:

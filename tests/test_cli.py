@@ -9,7 +9,16 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from fakes import Finished, environment, heed_interrupts, models_toml, run
+from fakes import (
+    Finished,
+    defect,
+    environment,
+    heed_interrupts,
+    ledger_toml,
+    models_toml,
+    run,
+    shows,
+)
 from typer.testing import CliRunner
 
 from conformance.checks.names import CHECKS
@@ -143,8 +152,6 @@ def invoke(*args: str) -> tuple[int, str]:
 def test_models_are_listed(tmp_path: Path) -> None:
     extra = "\n".join(
         [
-            '[[model.expected_failures]]\nsubject = "bridge"\ncheck = "loss"',
-            'reason = "known"\nlink = "docs/x.md"',
             '[[model]]\nid = "hub"\narchitecture = "LlamaForCausalLM"',
             f'source = {{hub = "org/name", revision = "{"0" * 40}"}}',
             '[[model]]\nid = "wheel"\narchitecture = "GPT2LMHeadModel"',
@@ -152,7 +159,8 @@ def test_models_are_listed(tmp_path: Path) -> None:
             f'packages = [{{requirement = "pkg==1.0", sha256 = "{"0" * 64}", members = ["a/b"]}}]',
         ]
     )
-    folder = write(tmp_path, ["ok"], extra)
+    folder = write(tmp_path, ["ok"], extra, top='ledger = "known.toml"')
+    folder.joinpath("known.toml").write_text(ledger_toml(defect(shows("loss", "ok"))))
     code, output = invoke("models", "--models", str(folder / "models.toml"))
     assert code == 0
     rows = [line.split() for line in output.splitlines()]
@@ -193,6 +201,18 @@ def test_a_truncated_run_is_shown_as_one(earlier: Path, tmp_path: Path) -> None:
     assert code == 3
     assert "TRUNCATED" in output
     assert {json.loads(line)["model"] for line in lines[1 : 1 + len(CHECKS)]} == {"ok"}
+
+
+def test_a_run_whose_ledger_is_stale_fails_and_says_so(tmp_path: Path) -> None:
+    folder = write(tmp_path, ["sub.fail"], top='ledger = "known.toml"')
+    places = shows("loss", "sub.fail"), shows("loss", "sub.fail", first_divergence="embed")
+    folder.joinpath("known.toml").write_text(ledger_toml(defect(*places)))
+    done = conformance(folder, "run", "--check", "loss")
+    assert done.code == 1
+    assert "1 verdict: 1 xfailed" in done.output
+    assert "STALE: known.toml:8: bridge / loss: no port fails as listed: sub.fail" in done.output
+    code, output = invoke("show", str(folder / "conformance-out"))
+    assert (code, "STALE: known.toml:8" in output) == (1, True)
 
 
 @pytest.mark.parametrize("text", [None, "", "{}\n"])

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fakes import ROOT
+from made_runs import obeys_the_schema
 from twins import judge
 
 from conformance.checks.names import CHECKS
 from conformance.errors import NotApplicable
-from conformance.records import verdict_from_dict
-from conformance.runner import expected
+from conformance.ledger.judging import expected
+from conformance.records import to_json, verdict_from_dict
 from conformance.spec import load_spec
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def test_a_real_port_is_judged_as_expected(twin: str, subject: str, twin_cache: 
         pytest.skip(str(error))
     assert tuple(records) == CHECKS
     verdicts = [expected(verdict_from_dict(record), model) for record in records.values()]
+    assert all(obeys_the_schema(to_json(verdict)) for verdict in verdicts)
     unexpected = {
         v.check: (v.outcome, v.reason) for v in verdicts if v.outcome not in ("passed", "xfailed")
     }

@@ -17,11 +17,14 @@ from fakes import (
     ROOT,
     SUITE_COMMAND,
     Finished,
+    defect,
     environment,
     heed_interrupts,
+    ledger_toml,
     models_toml,
     run,
     run_suite,
+    shows,
 )
 from test_isolation import alive
 
@@ -30,7 +33,7 @@ from conformance.checks.names import CHECKS
 from conformance.records import read
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from fakes import Eventually
@@ -251,25 +254,58 @@ def test_a_declared_subject_is_first_class(tmp_path: Path) -> None:
     assert {v.subject for v in done.records.verdicts} == {"mine"}
 
 
+def listing(folder: Path, names: Sequence[str], *places: Mapping[str, object]) -> Path:
+    """Models, with a ledger that lists where one defect shows; its places begin on line 7."""
+    folder.joinpath("known.toml").write_text(ledger_toml(defect(*places)))
+    return write(folder, names, top='ledger = "known.toml"')
+
+
 def test_expected_failures_are_strict(tmp_path: Path) -> None:
-    extra = "\n".join(
-        f'[[model.expected_failures]]\nsubject = "bridge"\ncheck = "{check}"\n'
-        f'reason = "known"\nlink = "docs/x.md"\nfirst_divergence = "{site}"\n'
-        for check, site in (("logits", "blocks.1.attn.pattern"), ("loss", "embed"))
+    places = (
+        shows("logits", "*", first_divergence="blocks.1.attn.pattern"),
+        shows("loss", "*", first_divergence="embed"),
     )
-    done = run_suite(write(tmp_path, ["sub.fail"], extra), "--check", "logits", "--check", "loss")
+    folder = listing(tmp_path, ["sub.fail"], *places)
+    done = run_suite(folder, "--check", "logits", "--check", "loss")
     assert done.code == 1
     outcomes = {check: v.outcome for (_, _, check), v in done.verdicts.items()}
     assert outcomes == {"logits": "xfailed", "loss": "failed"}
-    assert "failed differently from what models.toml expects" in done.output
+    assert "failed differently from what the ledger expects" in done.output
+    assert "at embed (known.toml:8, " in done.output
+    assert done.records.stale == (), "it still fails: what to do about it is not for us to say"
 
     right = run_suite(tmp_path, "--check", "logits")
     assert right.code == 0
 
-    passing = run_suite(write(tmp_path, ["ok"], extra), "--check", "logits")
+    passing = run_suite(listing(tmp_path, ["ok"], *places), "--check", "logits")
     assert passing.code == 1
     assert passing.verdicts["ok", "bridge", "logits"].outcome == "xpassed"
     assert "remove the entry" in passing.output
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+def test_what_no_verdict_shows_is_stale(tmp_path: Path, workers: list[str]) -> None:
+    # Beside another entry, or else it would be an unexpected pass.
+    places = (
+        shows("logits", "sub.fail-1", "sub.fail-2"),
+        shows("logits", "sub.fail-1", first_divergence="embed"),
+        shows("loss", "sub.fail-1"),
+        shows("weights", "sub.fail-1", "sub.na", first_divergence="embed"),
+    )
+    folder = listing(tmp_path, ["sub.fail-1", "sub.fail-2", "sub.na"], *places)
+    done = run_suite(folder, "--check", "logits", *workers)
+    assert {v.outcome for v in done.records.verdicts} == {"xfailed", "not_applicable"}
+    assert done.code == 1
+    (stale,) = done.records.stale
+    assert (stale.file, stale.line, stale.what) == ("known.toml", 8, "entry")
+    said = "STALE: known.toml:8: bridge / logits: no port fails as listed: sub.fail-1"
+    assert said in done.output
+    page = folder.joinpath("conformance-out", "report.md").read_text()
+    assert "## Stale expected failures" in page
+    assert "known.toml:8" in page
+    assert "the ledger of expected failures is stale" in page
+
+    assert run_suite(folder, "--check", "logits", "--model", "sub.fail-2", *workers).code == 0
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])

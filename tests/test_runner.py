@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,9 +12,9 @@ from fakes import fake_model
 from conformance import errors
 from conformance.isolation import Isolation, IsolationError, Outcome
 from conformance.records import Verdict
-from conformance.runner import Runner, expected
+from conformance.runner import Runner
 from conformance.selection import Case
-from conformance.spec import ExpectedFailure, Spec, SubjectSpec
+from conformance.spec import Spec, SubjectSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -234,104 +233,3 @@ def test_when_no_process_can_be_had_it_is_the_harness_that_failed() -> None:
     verdict = made.verdict(Case("m", "bridge", "weights"))
     assert verdict.outcome == "error"
     assert "cannot fork" in (verdict.reason or "")
-
-
-# --- expected failures ---
-
-INSTALLED = metadata.version("transformer-lens")
-
-
-def entry(**fields: str) -> ExpectedFailure:
-    return ExpectedFailure.model_validate(
-        {
-            "subject": "bridge",
-            "check": "logits",
-            "reason": "known defect",
-            "link": "docs/findings/x.md",
-            **fields,
-        }
-    )
-
-
-def judged(outcome: str, *entries: ExpectedFailure, site: str | None = None) -> Verdict:
-    made = {"outcome": outcome, "first_divergence": site, "reason": "it differs"}
-    verdict = Verdict("m", "bridge", "logits", **cast("Any", made))
-    return expected(verdict, fake_model("m", expected_failures=entries))
-
-
-def test_a_failure_with_the_right_signature_is_expected() -> None:
-    verdict = judged("failed", entry(first_divergence="blocks.1.z"), site="blocks.1.z")
-    assert verdict.outcome == "xfailed"
-    assert verdict.reason == "expected: known defect (docs/findings/x.md)\nit differs"
-    assert judged("failed", entry(), site="anywhere").outcome == "xfailed"
-
-
-def test_a_failure_with_another_signature_stays_one() -> None:
-    verdict = judged("failed", entry(first_divergence="blocks.1.z"), site="embed")
-    assert verdict.outcome == "failed"
-    assert "failed differently from what models.toml expects" in (verdict.reason or "")
-    assert "at embed, expected at blocks.1.z" in (verdict.reason or "")
-    assert judged("failed", entry(first_divergence="blocks.1.z")).outcome == "failed"
-
-
-def test_any_of_several_signatures_will_do() -> None:
-    entries = (entry(first_divergence="a"), entry(first_divergence="b"))
-    assert judged("failed", *entries, site="b").outcome == "xfailed"
-
-
-def test_a_failure_at_a_kind_of_site_that_no_entry_names_stays_one() -> None:
-    made = {"outcome": "failed", "first_divergence": "embed", "reason": "it differs"}
-    entries = (
-        entry(first_divergence="embed", kinds=("embed",)),
-        entry(first_divergence="blocks.0.resid_mid", kinds=("resid_mid",)),
-    )
-
-    def with_failing(*failing: str, entries: tuple[ExpectedFailure, ...] = entries) -> Verdict:
-        fields = {**made, "metrics": {"failing": list(failing)}}
-        verdict = Verdict("m", "bridge", "logits", **cast("Any", fields))
-        return expected(verdict, fake_model("m", expected_failures=entries))
-
-    assert with_failing("embed", "resid_mid").outcome == "xfailed"
-    elsewhere = with_failing("attn.z", "embed")
-    assert elsewhere.outcome == "failed"
-    assert "does not expect it: at attn.z\nit differs" in (elsewhere.reason or "")
-    unrestricted = (*entries, entry(first_divergence="ln_final"))
-    assert with_failing("attn.z", "embed", entries=unrestricted).outcome == "xfailed"
-
-
-def test_an_unexpected_pass_is_reported() -> None:
-    verdict = judged("passed", entry(first_divergence="blocks.1.z"))
-    assert verdict.outcome == "xpassed"
-    assert "remove the entry" in (verdict.reason or "")
-
-
-@pytest.mark.parametrize("outcome", ["error", "crashed", "timeout", "oom", "not_applicable"])
-def test_nothing_but_a_failure_is_expected(outcome: str) -> None:
-    assert judged(outcome, entry()).outcome == outcome
-
-
-@pytest.mark.parametrize(
-    ("fields", "outcome"),
-    [
-        ({"transformer_lens": f"=={INSTALLED}"}, "xfailed"),
-        ({"transformer_lens": f"!={INSTALLED}"}, "failed"),
-        ({"transformer_lens": ">=1", "transformers": "<1"}, "failed"),
-        ({"check": "loss"}, "failed"),
-        ({"check": "*"}, "xfailed"),
-        ({"subject": "hooked"}, "failed"),
-    ],
-)
-def test_an_entry_applies_only_where_it_says(fields: dict[str, str], outcome: str) -> None:
-    verdict = judged("failed", entry(**fields))
-    assert (verdict.outcome, verdict.reason) == (
-        outcome,
-        "it differs" if outcome == "failed" else verdict.reason,
-    )
-
-
-def test_a_package_that_is_missing_matches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> str:
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "version", missing)
-    assert judged("failed", entry(transformers=">=0")).outcome == "failed"

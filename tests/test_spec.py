@@ -90,9 +90,7 @@ def test_every_kind_of_source_and_field(load: Load, tmp_path: Path) -> None:
             model(wheel("wheel.config = {eps = 1e-5}"), 'hooked_name = "gpt2"', "c"),
             model(
                 'twin = "gpt2"\nseed = 3',
-                'prompts = ["two", "text"]\nsubjects = ["mine", "bridge"]\n'
-                'expected_failures = [{subject = "mine", check = "logits", reason = "r", '
-                'link = "docs/x.md", transformer_lens = ">=4,<5", first_divergence = "embed"}]',
+                'prompts = ["two", "text"]\nsubjects = ["mine", "bridge"]\n',
                 "d",
             ),
         )
@@ -109,8 +107,6 @@ def test_every_kind_of_source_and_field(load: Load, tmp_path: Path) -> None:
     assert twin.source == TwinSource(twin="gpt2", seed=3)
     assert twin.prompts == ("two", "text")
     assert twin.subjects == ("mine", "bridge")
-    (failure,) = twin.expected_failures
-    assert (failure.check, failure.transformer_lens) == ("logits", ">=4,<5")
     assert [m.evidence for m in loaded.models] == ["real", "real", "real", "twin"]
     assert loaded.subjects["mine"].loader == "pkg.mod:load"
 
@@ -296,43 +292,6 @@ def test_one_problem(load: Load, text: str, where: str, hint: str) -> None:
     assert hint in hinted
 
 
-FAILURE = '{subject = "bridge", check = "logits", reason = "r", link = "l"}'
-
-
-@pytest.mark.parametrize(
-    ("failure", "where", "hint"),
-    [
-        (FAILURE.replace("logits", "logit"), "[0].check: unknown check 'logit'", '"logits"'),
-        (FAILURE.replace('"bridge"', '"brigde"'), "[0].subject: unknown subject", '"bridge"'),
-        (FAILURE.replace('"bridge"', '"hooked"'), "[0].subject: this model does not run", "add it"),
-        (FAILURE.replace('"r"', '""'), "[0].reason: is empty", ""),
-        (FAILURE.replace(', link = "l"', ""), "[0].link: missing", "docs/findings"),
-        (FAILURE.replace("}", ', transformers = "5.x"}'), "[0].transformers: '5.x'", ">=4.0"),
-        (FAILURE.replace("}", ', transformers = ""}'), "[0].transformers: ''", ">=4.0"),
-        (f"{FAILURE}, {FAILURE}", "expected_failures[1]: repeats expected_failures[0]", "keep one"),
-        (FAILURE.replace("reason", "raeson").replace("}", ', reason = "r"}'), "raeson", '"reason"'),
-    ],
-)
-def test_expected_failures(load: Load, failure: str, where: str, hint: str) -> None:
-    text = spec(model('path = "x"', f'subjects = ["bridge"]\nexpected_failures = [{failure}]\n'))
-    said, _, hinted = only(load, text).partition(" \N{EM DASH} ")
-    assert where in said
-    assert hint in hinted
-
-
-def test_one_failure_under_two_conditions_is_no_repetition(load: Load) -> None:
-    old, new = (
-        FAILURE.replace("}", f', transformer_lens = "{specifier}"}}') for specifier in ("<4", ">=4")
-    )
-    loaded = load(spec(model('path = "x"', f"expected_failures = [{old}, {new}]")))
-    assert len(loaded.models[0].expected_failures) == 2
-
-
-def test_a_single_table_of_failures_says_how_to_write_it(load: Load) -> None:
-    text = spec(model('path = "x"')) + "[model.expected_failures]\nsubject = 'bridge'\n"
-    assert "expected_failures = [{...}, {...}]" in only(load, text)
-
-
 @pytest.mark.parametrize("line", ["", "schema = 2\n", 'schema = "1"\n', "schema = true\n"])
 def test_schema_version(load: Load, line: str) -> None:
     text = line + model('path = "x"')
@@ -410,66 +369,6 @@ def test_braces_in_values_do_not_break_messages(load: Load) -> None:
 
 def test_checks_are_known_by_name_alone() -> None:
     assert CHECKS[:5] == ("weights", "activations", "components", "logits", "loss")
-
-
-DEFECT = """
-[[defect]]
-reason = "edits are lost"
-link = "docs/findings/1.md"
-transformer_lens = ">=3.9"
-shows = [
-  { subject = "bridge", check = "logits", models = ["one", "o*r"], first_divergence = "logits" },
-  { subject = "bridge", check = "*", models = ["one"] },
-]
-"""
-
-
-def test_a_defect_is_listed_once_with_everywhere_it_shows(load: Load) -> None:
-    two = model('path = "x"', name="one") + model('path = "x"', name="other")
-    first, other = load(spec(two) + DEFECT).models
-    assert [failure.check for failure in first.expected_failures] == ["logits", "*"]
-    (failure,) = other.expected_failures
-    assert failure.model_dump(exclude_none=True) == {
-        "subject": "bridge",
-        "check": "logits",
-        "reason": "edits are lost",
-        "link": "docs/findings/1.md",
-        "first_divergence": "logits",
-        "transformer_lens": ">=3.9",
-    }
-
-
-@pytest.mark.parametrize(
-    ("wrong", "where", "said"),
-    [
-        (('"one", "o*r"', '"one", "o*x"'), "defect[0].shows[0].models", "no model 'o*x'"),
-        (('"logits", models', '"logit", models'), "defect[0].shows[0].check", "did you mean"),
-        (('"bridge", check = "*"', '"x", check = "*"'), "shows[1].subject", "unknown subject 'x'"),
-        (("reason =", "why ="), "defect[0].reason", "missing"),
-        (('models = ["one"] }', 'model = ["one"] }'), "shows[1].model", "unknown key"),
-        (("[[defect]]", "[defect]"), "defect", "[[defect]], with two brackets"),
-        (
-            ('"*", models = ["one"]', '"logits", models = ["one"], first_divergence = "logits"'),
-            "defect[0]",
-            "repeats an expected failure of one",
-        ),
-    ],
-)
-def test_problems_of_a_defect(load: Load, wrong: tuple[str, str], where: str, said: str) -> None:
-    two = model('path = "x"', name="one") + model('path = "x"', name="other")
-    text = spec(two) + DEFECT.replace(*wrong)
-    assert text != spec(two) + DEFECT
-    message = str(problems(load, text))
-    assert where in message
-    assert said in message
-
-
-def test_an_expected_failure_may_be_of_every_check(load: Load) -> None:
-    every = FAILURE.replace('"logits"', '"*"')
-    assert every != FAILURE
-    loaded = load(spec(model('path = "x"', f"expected_failures = [{every}]")))
-    (entry,) = loaded.models[0].expected_failures
-    assert entry.check == "*"
 
 
 def test_reading_a_file_imports_no_tensor_library(tmp_path: Path) -> None:
@@ -561,6 +460,7 @@ NAMES = st.sampled_from(
         *ModelSpec.model_fields,
         *("hub", "revision", "path", "wheel", "twin", "seed", "format", "packages"),
         *("requirement", "sha256", "members", "config", "subject", "check", "reason", "link"),
+        *("not_judged", "architectures", "names", "transformer_lens"),
     ]
 )
 VALUES = st.recursive(
@@ -579,7 +479,7 @@ VALUES = st.recursive(
             "schema": st.sampled_from([1, 2, "1"]),
             "model": st.one_of(st.lists(VALUES, max_size=3), VALUES),
         },
-        optional={"subjects": VALUES, "else": VALUES},
+        optional={"subjects": VALUES, "name": VALUES, "gap": VALUES, "else": VALUES},
     )
 )
 def test_whatever_is_written_is_a_spec_or_a_spec_error(file: Path, top: dict[str, Any]) -> None:

@@ -17,8 +17,10 @@ from conformance.records import (
     Header,
     JudgementSummary,
     Records,
+    Stale,
     Verdict,
 )
+from conformance.report.stale import describe_stale, stale_lines
 from conformance.report.terminal import (
     MARKS,
     WORDS,
@@ -240,3 +242,30 @@ def test_a_run_that_was_cut_short_says_so() -> None:
         "finished in 1 min 15 s",
     ]
     assert summary(records(verdict(), cut=True))[-1].startswith("TRUNCATED")
+
+
+def stale(what: str, line: int | None = 43) -> Stale:
+    names = ("embed",) if what == "kinds" else ("gpt2-twin", "opt-*")
+    return Stale("known.toml", line, "bridge", "loss", "docs/x.md", what, names)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("entry", "no port fails as listed: gpt2-twin, opt-*"),
+        ("models", "no longer as listed: gpt2-twin, opt-*"),
+        ("kinds", "nothing fails any more at embed"),
+    ],
+)
+def test_what_is_stale_is_said_with_its_place(what: str, said: str) -> None:
+    assert describe_stale(stale(what)) == f"known.toml:43: bridge / loss: {said} (docs/x.md)"
+    assert describe_stale(stale(what, None)).startswith("known.toml: bridge")
+
+
+def test_a_stale_ledger_fails_a_run_that_is_all_right_otherwise() -> None:
+    assert exit_code(["passed", "xfailed"], [stale("entry")]) == 1
+    assert exit_code(["error"], [stale("entry")]) == 3
+    first, *_, hint = stale_lines([stale("entry"), stale("kinds")])
+    assert first.startswith("STALE: known.toml:43")
+    assert "conformance ledger update" in hint
+    assert stale_lines(()) == []

@@ -30,19 +30,22 @@ class Checkpoint:
         digest: sha256 over the names and contents of config, weights and tokenizer.
         has_tokenizer: whether there are tokenizer files.
         evidence: ``real`` for trained weights, ``twin`` for ones drawn from a seed.
+        commit: of the repository on the hub that it came from, if it did.
     """
 
     path: Path
     digest: str
     has_tokenizer: bool
     evidence: Literal["real", "twin"]
+    commit: str | None = None
 
 
 def resolve(model: ModelSpec, cache: Path, progress: Progress | None = None) -> Checkpoint:
     """Find a model's checkpoint in the cache, or fetch, verify and unpack it there.
 
     Safe to call from several processes at once: one prepares, the others wait for it. What was
-    damaged since is prepared anew.
+    damaged since is prepared anew. What was fetched without a revision stays at the commit that
+    was the newest then.
 
     Args:
         model: an entry of ``models.toml``.
@@ -61,7 +64,10 @@ def resolve(model: ModelSpec, cache: Path, progress: Progress | None = None) -> 
             f"{model.id}: the cache directory {cache} cannot be used: {error}",
             "make it writable, or name another one with CONFORMANCE_CACHE",
         ) from error
-    return Checkpoint(entry.directory, entry.digest, entry.has_tokenizer, model.evidence)
+    commit = None
+    if isinstance(model.source, HubSource):
+        commit = model.source.revision or hub.commit_of(entry.directory)
+    return Checkpoint(entry.directory, entry.digest, entry.has_tokenizer, model.evidence, commit)
 
 
 def _silent(text: str) -> None:

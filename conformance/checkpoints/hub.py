@@ -1,7 +1,8 @@
-"""A repository of the HuggingFace hub at a pinned commit, kept in the hub's own cache."""
+"""A repository of the HuggingFace hub at a commit, kept in the hub's own cache."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ def download(source: HubSource, work: Path, say: Progress, *, remote_code: bool 
     """Fetch config, weights (safetensors if there are any) and tokenizer.
 
     Args:
-        source: repository and commit.
+        source: repository and commit; without one, the newest.
         work: not used; the files stay where other programs find them too.
         say: progress.
         remote_code: fetch the repository's Python files as well.
@@ -33,11 +34,18 @@ def download(source: HubSource, work: Path, say: Progress, *, remote_code: bool 
         CheckpointError: offline, private, gone, or without weights.
     """
     always = (*_ALWAYS, "*.py") if remote_code else _ALWAYS
-    say(f"downloading {source.hub} at {source.revision[:8]}")
+    at = f"at {source.revision[:8]}" if source.revision else "as it is now"
+    say(f"downloading {source.hub} {at}")
     directory = snapshot(source, (*always, *_SAFETENSORS))
     if not any(directory.glob("*.safetensors")):
-        directory = snapshot(source, (*always, *_PICKLED))
+        same = source.model_copy(update={"revision": commit_of(directory) or source.revision})
+        directory = snapshot(same, (*always, *_PICKLED))
     return directory
+
+
+def commit_of(directory: Path) -> str | None:
+    """The commit of a snapshot in the hub's cache, which is called after it."""
+    return directory.name if re.fullmatch(r"[0-9a-f]{40}", directory.name) else None
 
 
 def snapshot(source: HubSource, patterns: Sequence[str]) -> Path:
@@ -49,7 +57,7 @@ def snapshot(source: HubSource, patterns: Sequence[str]) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    where = f"{source.hub} at {source.revision}"
+    where = f"{source.hub} at {source.revision}" if source.revision else source.hub
     try:
         return Path(
             huggingface_hub.snapshot_download(

@@ -48,6 +48,7 @@ _GQA = {
 _HEAD = {**_GQA, "head_dim": 10}
 _MHA = {**_IDS, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 _MHA_CTX = {**_MHA, "max_position_embeddings": N_CTX}
+_PYTHIA = {**_MHA_CTX, "hidden_size": 64, "intermediate_size": 80, "rotary_pct": 0.25}
 _GPT = {**_IDS, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": N_CTX}
 _EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 2}
 _FALCON = {
@@ -80,7 +81,22 @@ _PARTIAL_ROPE = {
 
 TWINS: Mapping[str, Twin] = {
     "gpt2": Twin("GPT2LMHeadModel", "gpt2", {**_GPT, "n_ctx": N_CTX}),
+    # Stanford's GPT-2s: the scale of layer l is divided by l + 1.
+    "gpt2-scaled-by-layer": Twin(
+        "GPT2LMHeadModel",
+        "gpt2",
+        {
+            **_GPT,
+            "n_ctx": N_CTX,
+            "scale_attn_by_inverse_layer_idx": True,
+            "reorder_and_upcast_attn": True,
+        },
+    ),
     "llama": Twin("LlamaForCausalLM", "llama", {**_GQA, "rms_norm_eps": 1e-5}),
+    # Llama 1 and 2 below 70B: one key and value per query head.
+    "llama-2": Twin(
+        "LlamaForCausalLM", "llama", {**_GQA, "num_key_value_heads": 6, "rms_norm_eps": 1e-5}
+    ),
     "llama3-rope": Twin(
         "LlamaForCausalLM",
         "llama",
@@ -94,6 +110,24 @@ TWINS: Mapping[str, Twin] = {
                 "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    # Llama 3.2 and its constants as published, which HookedTransformer has built in; tied.
+    "llama-3.2": Twin(
+        "LlamaForCausalLM",
+        "llama",
+        {
+            **_GQA,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
             },
         },
     ),
@@ -126,8 +160,27 @@ TWINS: Mapping[str, Twin] = {
         {**_GQA, "rms_norm_eps": 1e-5, "attention_bias": True, "mlp_bias": True},
     ),
     "mistral": Twin("MistralForCausalLM", "mistral", {**_HEAD, "sliding_window": WINDOW}),
+    # Mistral since 0.3, Nemo and Small: no window.
+    "mistral-nemo": Twin(
+        "MistralForCausalLM",
+        "mistral",
+        {
+            **_HEAD,
+            "sliding_window": None,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+    ),
     "mixtral": Twin("MixtralForCausalLM", "mixtral", {**_GQA, **_EXPERTS}),
     "qwen2": Twin("Qwen2ForCausalLM", "qwen2", dict(_GQA)),
+    "qwen2-tied": Twin("Qwen2ForCausalLM", "qwen2", {**_GQA, "tie_word_embeddings": True}),
+    # Qwen1.5 up to 14B: one key and value per query head.
+    "qwen1.5": Twin("Qwen2ForCausalLM", "qwen2", {**_GQA, "num_key_value_heads": 6}),
+    "qwen1.5-tied": Twin(
+        "Qwen2ForCausalLM",
+        "qwen2",
+        {**_GQA, "num_key_value_heads": 6, "tie_word_embeddings": True},
+    ),
     "qwen2-moe": Twin(
         "Qwen2MoeForCausalLM",
         "qwen2_moe",
@@ -152,6 +205,7 @@ TWINS: Mapping[str, Twin] = {
         },
     ),
     "qwen3": Twin("Qwen3ForCausalLM", "qwen3", dict(_HEAD)),
+    "qwen3-tied": Twin("Qwen3ForCausalLM", "qwen3", {**_HEAD, "tie_word_embeddings": True}),
     "qwen3-moe": Twin(
         "Qwen3MoeForCausalLM",
         "qwen3_moe",
@@ -165,6 +219,9 @@ TWINS: Mapping[str, Twin] = {
         },
     ),
     "gemma": Twin("GemmaForCausalLM", "gemma", dict(_HEAD)),
+    # Gemma 2B has one key and value for all heads, 7B one for each.
+    "gemma-2b": Twin("GemmaForCausalLM", "gemma", {**_HEAD, "num_key_value_heads": 1}),
+    "gemma-7b": Twin("GemmaForCausalLM", "gemma", {**_HEAD, "num_key_value_heads": 6}),
     "gemma2": Twin(
         "Gemma2ForCausalLM",
         "gemma2",
@@ -207,6 +264,19 @@ TWINS: Mapping[str, Twin] = {
             "final_logit_softcapping": 30.0,
         },
     ),
+    # Gemma 2 27B scales attention by d_model / heads instead of the size of a head.
+    "gemma2-27b": Twin(
+        "Gemma2ForCausalLM",
+        "gemma2",
+        {
+            **_HEAD,
+            "num_hidden_layers": 4,
+            "sliding_window": 4096,
+            "query_pre_attn_scalar": 144,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
     "gemma3-official": Twin(
         "Gemma3ForCausalLM",
         "gemma3_text",
@@ -221,6 +291,9 @@ TWINS: Mapping[str, Twin] = {
     "gpt-neox": Twin(
         "GPTNeoXForCausalLM", "gpt_neox", {**_MHA_CTX, "intermediate_size": 80, "rotary_pct": 0.5}
     ),
+    # Pythia and the first StableLM rotate a quarter of each head; 20B has another gelu besides.
+    "pythia": Twin("GPTNeoXForCausalLM", "gpt_neox", {**_PYTHIA, "hidden_act": "gelu"}),
+    "gpt-neox-20b": Twin("GPTNeoXForCausalLM", "gpt_neox", {**_PYTHIA, "hidden_act": "gelu_fast"}),
     "gpt-neo": Twin(
         "GPTNeoForCausalLM",
         "gpt_neo",
@@ -312,7 +385,23 @@ TWINS: Mapping[str, Twin] = {
     "phi": Twin(
         "PhiForCausalLM", "phi", {**_MHA_CTX, "intermediate_size": 80, "partial_rotary_factor": 0.5}
     ),
+    # Phi-2 rotates 32 of the 80 dimensions of a head.
+    "phi-2": Twin(
+        "PhiForCausalLM",
+        "phi",
+        {
+            **_MHA_CTX,
+            "hidden_size": 60,
+            "num_attention_heads": 6,
+            "intermediate_size": 80,
+            "partial_rotary_factor": 0.4,
+        },
+    ),
     "phi3": Twin("Phi3ForCausalLM", "phi3", dict(_GQA)),
+    # Phi-3 mini: one key and value per query head, and a window.
+    "phi3-mini": Twin(
+        "Phi3ForCausalLM", "phi3", {**_GQA, "num_key_value_heads": 6, "sliding_window": WINDOW}
+    ),
     "olmo": Twin(
         "OlmoForCausalLM",
         "olmo",

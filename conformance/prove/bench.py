@@ -170,7 +170,7 @@ class Bench:
         )
 
     def _alarms(self, found: Found) -> tuple[str, ...]:
-        from conformance.runner import expected
+        from conformance.ledger.judging import expected
 
         model, subject = self.job.model, str(self.job.subject)
         verdicts = [conclude(model, subject, name, cs, {}, 0.0) for name, cs in found.items()]

@@ -92,8 +92,8 @@ def _proofs(task: Task) -> Iterator[Proof]:
 
 
 def _expected(task: Task) -> str:
-    """Why this port could not be run, if ``models.toml`` expects that of every check."""
-    from conformance.runner import expected
+    """Why this port could not be run, if the ledger expects that of every check."""
+    from conformance.ledger.judging import expected
     from conformance.verdicts import conclude
 
     reasons: list[str] = []
@@ -199,7 +199,7 @@ def run(
 
     Returns:
         0 if every fault was caught and nothing equivalent was flagged, nor any port unfaulted that
-        ``models.toml`` expects to pass; 1 if not; 3 if a port
+        the ledger expects to pass; 1 if not; 3 if a port
         could not be run.
 
     Raises:

@@ -39,7 +39,7 @@ class Proof:
         prompts: the prompts that it took, for a fault up to the first on which it was caught
             and named.
         seed: the twin's, for an unfaulted port.
-        alarms: of an unfaulted port, the checks that fail although ``models.toml`` expects no
+        alarms: of an unfaulted port, the checks that fail although the ledger expects no
             such failure: false alarms, or bugs not yet known.
         note: why there is no verdict, if there is none.
     """

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 from conformance.checks.names import CHECKS
 from conformance.records import read
 from conformance.report import REPORT
+from conformance.report.names import judged, not_judged, rows
+from conformance.report.stale import describe_stale
+from conformance.report.tables import fenced, table
 from conformance.report.terminal import (
     WORDS,
     abridged,
@@ -40,28 +43,51 @@ def page(records: Records) -> str:
     lines += [f"- {line}" for line in summary(records)]
     lines += [f"- {line}" for line in left_out(verdicts)]
     lines += [f"- started {records.header.started} on {records.header.platform}", ""]
-    lines += ["## Verdicts", "", *_matrix(verdicts), ""]
+    lines += ["## Verdicts", "", *matrix(verdicts), ""]
     if bad:
         shown: dict[str, str] = {}
         lines += ["## What does not conform", ""]
         for verdict in bad:
-            lines += ["```text", explain(abridged(verdict, shown)), "```", ""]
+            lines += [*fenced(explain(abridged(verdict, shown))), ""]
+    if records.stale:
+        lines += ["## Stale expected failures", "", _STALE, ""]
+        lines += [*(f"- {describe_stale(one)}" for one in records.stale), ""]
     if expected:
         lines += ["## Expected failures", "", *_expected(expected), ""]
     if doubts := _contradictions(verdicts):
         lines += ["## References that contradict themselves", "", *doubts, ""]
     if excused := _excused(verdicts):
         lines += ["## Not applicable", "", _EXCUSED, "", *excused, ""]
-    lines += ["## How close", "", _CLOSE, "", *_margins(verdicts), ""]
-    lines += ["## Logits", "", _LOGITS, "", *_logits(verdicts), ""]
-    lines += ["## Cost", "", _COST, "", *_cost(verdicts), ""]
+    if records.names:
+        lines += ["## Names", "", *_names(records), ""]
+    lines += measured(verdicts)
     return "\n".join(lines)
+
+
+def measured(verdicts: Sequence[Verdict], heading: str = "##") -> list[str]:
+    """The figures of a run: how close, logits, cost."""
+    return [
+        *(f"{heading} How close", "", _CLOSE, "", *_margins(verdicts), ""),
+        *(f"{heading} Logits", "", _LOGITS, "", *_logits(verdicts), ""),
+        *(f"{heading} Cost", "", _COST, "", *_cost(verdicts), ""),
+    ]
 
 
 _EXCUSED = (
     "Invariants that an architecture makes meaningless, or that a port cannot show; the rest of "
     "their check was judged."
 )
+
+_STALE = (
+    "The ledger lists them, everything they cover was judged, and nothing fails as they say. "
+    "`conformance ledger update` proposes what to take out."
+)
+_NAMES = (
+    "The worst verdict of all checks. *twin* is that of a tiny model with the configuration class "
+    "of the name, *real* that of its own weights."
+)
+#: More names than this are folded.
+_MANY = 20
 
 _CLOSE = (
     "The measurement that came nearest to its bound, as a fraction of it (1 would fail). "
@@ -82,17 +108,15 @@ def _headline(records: Records, bad: Sequence[Verdict]) -> str:
     said = state(records)
     if said:
         return f"**{said}**"
+    if not bad and records.stale:
+        return (
+            "**Every port that was judged conforms**, expected failures aside; "
+            "**but the ledger of expected failures is stale.**"
+        )
     if not bad:
         return "**Every port that was judged conforms**, expected failures aside."
     models = sorted({f"{v.model} ({v.subject})" for v in bad})
     return f"**Does not conform: {', '.join(models)}.**"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]
 
 
 def _grouped(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], dict[str, Verdict]]:
@@ -129,18 +153,34 @@ def _excused(verdicts: Iterable[Verdict]) -> list[str]:
     ]
 
 
-def _matrix(verdicts: Sequence[Verdict]) -> list[str]:
+def matrix(verdicts: Sequence[Verdict]) -> list[str]:
+    """Models and subjects down, checks across, a word in each cell."""
     checks = [c for c in CHECKS if any(v.check == c for v in verdicts)]
     rows = []
     for (model, subject), row in _grouped(verdicts).items():
         first = next(iter(row.values()))
         cells = [WORDS[row[c].outcome] if c in row else "" for c in checks]
         rows.append([model, first.architecture, first.evidence, subject, *cells])
-    return _table(["model", "architecture", "weights", "subject", *checks], rows)
+    return table(["model", "architecture", "weights", "subject", *checks], rows)
+
+
+def _names(records: Records) -> list[str]:
+    """Names with their verdicts; folded where they are many."""
+    found = judged(records)
+    header, listed = rows(found)
+    lines = [_NAMES, ""]
+    if len(listed) > _MANY:
+        summary = f"<details><summary>{len(listed)} names that are judged</summary>"
+        lines += [summary, "", *table(header, listed), "", "</details>"]
+    elif listed:
+        lines += table(header, listed)
+    for reason, names in not_judged(found).items():
+        lines += ["", f"Not judged: {reason} ({len(names)}): {', '.join(names)}"]
+    return lines
 
 
 def _expected(verdicts: Sequence[Verdict]) -> list[str]:
-    return _table(
+    return table(
         ["model", "subject", "check", "first divergence", "reason"],
         (
             [v.model, v.subject, v.check, v.first_divergence or "", _one_line(v.reason)]
@@ -166,7 +206,7 @@ def _margins(verdicts: Sequence[Verdict]) -> list[str]:
             worst = max(found, default=None, key=lambda x: x[0])
             cells.append("" if worst is None else f"{worst[0]:.2g} at {worst[1]} ({worst[2]})")
         rows.append(cells)
-    return _table(["model", "subject", "same function", "same precision"], rows)
+    return table(["model", "subject", "same function", "same precision"], rows)
 
 
 def _logits(verdicts: Sequence[Verdict]) -> list[str]:
@@ -179,7 +219,7 @@ def _logits(verdicts: Sequence[Verdict]) -> list[str]:
                 cells = _logit_cells(list(v.metrics[key].values()))
                 rows.append([v.model, v.subject, weights, *cells])
     header = ["model", "subject", "weights", "MSE", "max abs", "1 - cosine", "KL r,s", "KL s,r"]
-    return _table([*header, "top-1 where decided", "top-5 overlap"], rows)
+    return table([*header, "top-1 where decided", "top-5 overlap"], rows)
 
 
 def _logit_cells(prompts: Sequence[dict[str, Any]]) -> list[str]:
@@ -207,7 +247,7 @@ def _cost(verdicts: Sequence[Verdict]) -> list[str]:
         cells += [f"{cost['subject_s']:.1f}", _gib(cost["subject_peak_bytes"])]
         rows.append([model, subject, *cells])
     header = ["model", "subject", "reference s", "reference GiB", "subject s", "subject GiB"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _gib(size: int | None) -> str:

@@ -19,6 +19,7 @@ from conformance.records import (
     Comparison,
     JudgementSummary,
     Records,
+    Stale,
     Verdict,
 )
 
@@ -81,12 +82,12 @@ def is_bad(verdict: Verdict) -> bool:
     return verdict.outcome in NONCONFORMING or verdict.outcome in HARNESS_FAILED
 
 
-def exit_code(outcomes: Iterable[str]) -> int:
-    """0 all right, 1 a port does not conform, 3 the harness itself failed."""
+def exit_code(outcomes: Iterable[str], stale: Sequence[Stale] = ()) -> int:
+    """0 all right, 1 a port does not conform or the ledger is stale, 3 the harness failed."""
     seen = set(outcomes)
     if seen & HARNESS_FAILED:
         return 3
-    return 1 if seen & NONCONFORMING else 0
+    return 1 if seen & NONCONFORMING or stale else 0
 
 
 def explain(verdict: Verdict, *, models: str | None = None, alike: Sequence[Verdict] = ()) -> str:
@@ -98,7 +99,10 @@ def explain(verdict: Verdict, *, models: str | None = None, alike: Sequence[Verd
         alike: verdicts of the same model with the same reason, to be named only.
     """
     name = f"{verdict.model} / {verdict.subject} / {verdict.check}"
-    source = ", ".join(filter(None, (verdict.architecture, f"{verdict.evidence} weights")))
+    weights = f"{verdict.evidence} weights"
+    if verdict.commit:
+        weights += f" at {verdict.commit[:8]}"
+    source = ", ".join(filter(None, (verdict.architecture, weights)))
     lines = [f"{WORDS[verdict.outcome]}: {name} ({source})"]
     if verdict.reason:
         lines += textwrap.indent(verdict.reason, "  ").splitlines()
@@ -208,11 +212,25 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _commands(verdict: Verdict, models: str | None) -> list[str]:
-    options = ["--model", verdict.model, "--subject", verdict.subject, "--check", verdict.check]
+    run = run_command(verdict.model, verdict.subject, [verdict.check], models)
+    options = run.removeprefix("conformance run ")
+    return [run, f"pytest --pyargs conformance.suite {options}"]
+
+
+def run_command(model: str, subject: str, checks: Iterable[str], models: str | None = None) -> str:
+    """The command that judges one port again.
+
+    Args:
+        model: its id.
+        subject: its subject.
+        checks: which checks.
+        models: the ``models.toml``; None where the default serves.
+    """
+    options = ["--model", model, "--subject", subject]
+    options += [part for check in checks for part in ("--check", check)]
     if models is not None:
         options = ["--models", models, *options]
-    text = shlex.join(options)
-    return [f"conformance run {text}", f"pytest --pyargs conformance.suite {text}"]
+    return f"conformance run {shlex.join(options)}"
 
 
 def counts(outcomes: Mapping[str, int]) -> str:
@@ -357,6 +375,8 @@ def summary(records: Records) -> list[str]:
     ]
     if records.footer is not None:
         lines.append(f"finished in {_duration(records.footer.duration_s)}")
+    if records.stale:
+        lines.append(f"STALE: {len(records.stale)} of what the ledger expects no longer shows")
     said = state(records)
     return [*lines, said] if said else lines
 

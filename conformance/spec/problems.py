@@ -1,4 +1,4 @@
-"""What is wrong in ``models.toml``: collected, each with its place and what would be right."""
+"""What is wrong in ``models.toml`` or its ledger: each problem with its place and a hint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from conformance.spec.tables import (
     EVERY_CHECK,
     ID_HINT,
     SHA256_HINT,
-    ExpectedFailure,
     Showing,
     Table,
     WheelPackage,
@@ -32,16 +31,10 @@ if TYPE_CHECKING:
 class Report:
     """Collects problems; each is a place, what is wrong there, and what would be right."""
 
-    def __init__(self, text: str, models: object) -> None:
+    def __init__(self, text: str, raw: Mapping[str, Any]) -> None:
         self._problems: list[str] = []
-        lines = [
-            number
-            for number, line in enumerate(text.splitlines(), 1)
-            if re.match(r"""\s*\[\[\s*["']?model["']?\s*\]\]""", line)
-        ]
-        # Inline arrays or a multi-line string may hold or hide headers: then better no line.
-        self._lines = lines if isinstance(models, list) and len(lines) == len(models) else []
-        self._models = models
+        self._models = raw.get("model")
+        self._lines = {kind: _lines(text, kind, raw.get(kind)) for kind in ("model", "name", "gap")}
 
     def where(self, index: int) -> str:
         """``model[3] (id "x")``."""
@@ -51,24 +44,46 @@ class Report:
 
     def line(self, index: int) -> int | None:
         """The line of the header of a ``[[model]]`` table, where it is known."""
-        return self._lines[index] if self._lines else None
+        return self._line("model", index)
+
+    def _line(self, kind: str, index: int) -> int | None:
+        lines = self._lines[kind]
+        return lines[index] if lines else None
+
+    def line_of(self, place: str) -> int | None:
+        """The line of what a place such as ``model[3].source`` stands in, where it is known."""
+        table = re.match(r"(model|name|gap)\[(\d+)\]", place)
+        return self._line(table[1], int(table[2])) if table else None
 
     def add(self, place: str, message: str, hint: str) -> None:
-        index = re.match(r"model\[(\d+)\]", place)
-        line = self.line(int(index[1])) if index else None
+        line = self.line_of(place)
         self._problems.append(
             (f"line {line}: " if line else "") + f"{place}: {message} \N{EM DASH} {hint}"
         )
 
-    def raise_if_any(self, path: Path) -> None:
-        if not self._problems:
-            return
+    def said(self, path: Path) -> str:
+        """All problems, under the name of the file; nothing where there are none."""
         count = len(self._problems)
+        if not count:
+            return ""
         listed = "".join(f"\n  {problem}" for problem in self._problems)
-        raise SpecError(
-            f"{path}: {count} problem{'s' if count > 1 else ''}{listed}",
-            "correct the file; nothing was run",
-        )
+        return f"{path}: {count} problem{'s' if count > 1 else ''}{listed}"
+
+
+def raise_if_any(reports: Mapping[Path, Report]) -> None:
+    """Raise what is wrong in any of several files, all at once."""
+    said = [text for path, report in reports.items() if (text := report.said(path))]
+    if said:
+        files = "file" if len(said) == 1 else "files"
+        raise SpecError("\n".join(said), f"correct the {files}; nothing was run")
+
+
+def _lines(text: str, kind: str, tables: object) -> list[int]:
+    """The lines of the headers of one kind of table, where they are known."""
+    header = re.compile(rf"""\s*\[\[\s*["']?{kind}["']?\s*\]\]""")
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if header.match(line)]
+    # Inline arrays or a multi-line string may hold or hide headers: then better no line.
+    return lines if isinstance(tables, list) and len(lines) == len(tables) else []
 
 
 def key_of(name: str) -> str:
@@ -116,7 +131,6 @@ def validate(table: type[T], raw: object, where: str, report: Report) -> T | Non
 
 
 _NESTED: Mapping[str, type[Table]] = {
-    "expected_failures": ExpectedFailure,
     "packages": WheelPackage,
     "shows": Showing,
 }
@@ -135,6 +149,7 @@ _MISSING_HINTS: Mapping[str, str] = {
     "loader": 'write "package.module:function"',
     "shows": 'list of {subject = "...", check = "...", models = ["..."]}',
     "models": "ids of models, or globs of them",
+    "hub": 'the repository, as in "EleutherAI/pythia-70m"',
 }
 _WANTED: Mapping[str, tuple[str, str]] = {
     "string_type": ("a string", "put it in quotes"),

@@ -13,25 +13,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from conformance.checks.names import CHECKS
 from conformance.errors import SpecError
-from conformance.spec.defects import defects, with_defects
+from conformance.spec.defects import Known, read_ledger
+from conformance.spec.names import read_gaps, read_names
 from conformance.spec.problems import (
     Report,
     key_of,
     kind_of,
     quote,
+    raise_if_any,
     suggest,
     unknown_keys,
     validate,
 )
 from conformance.spec.tables import (
     BUILTIN_SUBJECTS,
-    EVERY_CHECK,
     ID,
     ID_HINT,
     SCHEMA_VERSION,
     HubSource,
+    Ledger,
     ModelSpec,
     PathSource,
     Spec,
@@ -46,16 +47,19 @@ def load_spec(path: Path) -> Spec:
     """Read and validate ``models.toml``.
 
     Args:
-        path: the file; a relative ``source.path`` in it is taken from the file's folder.
+        path: the file; a relative ``source.path`` or ``ledger`` in it is taken from its folder.
 
     Raises:
         SpecError: the file cannot be read, or has problems; the message lists every one.
     """
     data, raw = _read(path)
-    report = Report(data.decode("utf-8"), raw.get("model"))
+    report = Report(data.decode("utf-8"), raw)
     subjects = _subjects(raw, report)
     known = (*BUILTIN_SUBJECTS, *subjects)
-    unknown_keys(raw, ("schema", "model", "subjects", "defect"), "", report)
+    known_keys = ("schema", "ledger", "model", "name", "gap", "subjects")
+    unknown_keys({key: raw[key] for key in raw if key != "defect"}, known_keys, "", report)
+    if "defect" in raw:
+        report.add("defect", "does not belong here", _MOVED)
     _schema_version(raw, report)
 
     tables = raw.get("model", [])
@@ -72,15 +76,46 @@ def load_spec(path: Path) -> Spec:
     _duplicate_ids(tables, report)
     models = [_model(table, i, path.parent, known, report) for i, table in enumerate(tables)]
     right = [model for model in models if model is not None]
-    ids = [t["id"] for t in tables if isinstance(t, Mapping) and isinstance(t.get("id"), str)]
-    whole = with_defects(right, defects(raw, ids, known, report), report)
-    report.raise_if_any(path)
+    reports = {path: report}
+    whole, ledger = tuple(right), None
+    if "ledger" in raw:
+        names = Known(right, _texts(tables, "id"), _texts(tables, "architecture"), known)
+        whole, ledger = _ledger(raw["ledger"], path, names, reports)
+    listed, gaps = read_names(raw, report), read_gaps(raw, report)
+    raise_if_any(reports)
     return Spec(
         models=whole,
         subjects=subjects,
         path=path.resolve(),
         sha256=hashlib.sha256(data).hexdigest(),
+        ledger=ledger,
+        names=listed,
+        gaps=gaps,
     )
+
+
+def _texts(tables: Sequence[Any], key: str) -> list[str]:
+    found = (table.get(key) for table in tables if isinstance(table, Mapping))
+    return [text for text in found if isinstance(text, str)]
+
+
+def _ledger(
+    name: object, path: Path, known: Known, reports: dict[Path, Report]
+) -> tuple[tuple[ModelSpec, ...], Ledger | None]:
+    """The models with what their ledger makes them expect, and the ledger."""
+    if not isinstance(name, str) or not name:
+        said = "is empty" if name == "" else f"{kind_of(name)}, must be a string"
+        reports[path].add("ledger", said, 'write ledger = "expected_failures.toml"')
+        return tuple(known.models), None
+    file = path.parent / name
+    try:
+        data, raw = _read(file)
+    except SpecError as error:
+        hint = f"correct it; an empty ledger is the line schema = {SCHEMA_VERSION}"
+        reports[path].add("ledger", error.message, hint)
+        return tuple(known.models), None
+    ledger, models, reports[file] = read_ledger(data, raw, file, known)
+    return models, ledger
 
 
 def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
@@ -153,12 +188,19 @@ def _model(
     if not isinstance(table, Mapping):
         report.add(where, f"{kind_of(table)}, must be a table", "write [[model]]")
         return None
+    if "expected_failures" in table:
+        report.add(f"{where}.expected_failures", "does not belong here", _MOVED)
+        table = {key: table[key] for key in table if key != "expected_failures"}
     source = _source(table, where, folder, report)
     _names(table, where, known_subjects, report)
     # A valid stand-in for a wrong source lets the rest of the table be validated all the same.
     return validate(ModelSpec, {**table, "source": source or _PLACEHOLDER}, where, report)
 
 
+_MOVED = (
+    "known failures are listed in a file of their own, as [[defect]] tables: name it with "
+    'ledger = "expected_failures.toml" at the top'
+)
 _SOURCES: Mapping[str, type[Table]] = {
     "hub": HubSource,
     "path": PathSource,
@@ -266,35 +308,3 @@ def _names(
                 f"unknown subject {name!r}",
                 suggest(name, known_subjects) + " or declare it under [subjects.NAME]",
             )
-    failures = table.get("expected_failures")
-    seen: dict[tuple[object, ...], int] = {}
-    for position, failure in enumerate(failures if isinstance(failures, list) else ()):
-        if not isinstance(failure, Mapping):
-            continue
-        place = f"{where}.expected_failures[{position}]"
-        subject, check = failure.get("subject"), failure.get("check")
-        if isinstance(subject, str) and subject not in known_subjects:
-            report.add(
-                f"{place}.subject",
-                f"unknown subject {subject!r}",
-                suggest(subject, known_subjects),
-            )
-        elif isinstance(subject, str) and isinstance(listed, list) and subject not in listed:
-            report.add(
-                f"{place}.subject",
-                f"this model does not run {subject!r}",
-                "add it to the model's subjects, or remove the expected failure",
-            )
-        if isinstance(check, str) and check not in (*CHECKS, EVERY_CHECK):
-            report.add(f"{place}.check", f"unknown check {check!r}", suggest(check, CHECKS))
-        conditions = tuple(
-            repr(failure.get(key))
-            for key in ("subject", "check", "first_divergence", "transformer_lens", "transformers")
-        )
-        if conditions in seen:
-            report.add(
-                place,
-                f"repeats expected_failures[{seen[conditions]}]",
-                "keep one, or give the two different conditions",
-            )
-        seen.setdefault(conditions, position)

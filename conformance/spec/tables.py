@@ -1,4 +1,4 @@
-"""The tables of ``models.toml``: frozen, validated field by field."""
+"""The tables of ``models.toml`` and its ledger: frozen, validated field by field."""
 
 from __future__ import annotations
 
@@ -105,8 +105,21 @@ SpecifierText = Annotated[str, AfterValidator(_specifier)]
 Names = Annotated[tuple[NonEmpty, ...], Field(min_length=1), AfterValidator(_without_duplicates)]
 
 
+DTypes = Annotated[tuple[DTypeName, ...], Field(min_length=1), AfterValidator(_without_duplicates)]
+
+
 class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Commit = Annotated[
+    str,
+    _matches(
+        r"[0-9a-f]{40}",
+        "a commit",
+        "a branch or tag can move: write the 40 hexadecimal digits of the commit",
+    ),
+]
 
 
 class HubSource(Table):
@@ -120,14 +133,25 @@ class HubSource(Table):
             'write "organisation/name"',
         ),
     ]
-    revision: Annotated[
-        str,
-        _matches(
-            r"[0-9a-f]{40}",
-            "a commit",
-            "a branch or tag can move: write the 40 hexadecimal digits of the commit",
-        ),
-    ]
+    revision: Commit | None
+
+
+#: A repository of the hub; its oldest have no organisation.
+HubId = Annotated[
+    str,
+    _matches(
+        r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?",
+        "a repository of the hub",
+        'write "organisation/name", as in the address of its page',
+    ),
+]
+
+
+class NameSource(HubSource):
+    """What a ``[[name]]`` names; without a revision, the newest commit when it is fetched."""
+
+    hub: HubId
+    revision: Commit | None = None
 
 
 class PathSource(Table):
@@ -177,7 +201,7 @@ class TwinSource(Table):
     seed: Annotated[StrictInt, Field(ge=0)] = 0
 
 
-Source = HubSource | PathSource | WheelSource | TwinSource
+Source = NameSource | HubSource | PathSource | WheelSource | TwinSource
 
 
 #: In the ledger of expected failures: the model fails every check.
@@ -185,10 +209,11 @@ EVERY_CHECK = "*"
 
 
 class ExpectedFailure(Table):
-    """A known failure, and the conditions under which it is expected.
+    """A known failure of one model, and the conditions under which it is expected.
 
     ``check`` may be ``"*"``: every check fails, as where a port does not load. ``kinds`` are the
-    kinds of site (``resid_mid``) at which it shows: a failure at any other is not expected.
+    kinds of site (``resid_mid``) at which it shows: a failure at any other is not expected. ``at``
+    is where the ledger lists it: ``expected_failures.toml:43``.
     """
 
     subject: NonEmpty
@@ -199,17 +224,20 @@ class ExpectedFailure(Table):
     kinds: Names | None = None
     transformer_lens: SpecifierText | None = None
     transformers: SpecifierText | None = None
+    dtype: DTypes | None = None
+    at: str = ""
 
 
 class Showing(Table):
     """Where a defect shows: one check of one subject, on some models.
 
-    ``models`` are ids, or globs of ids.
+    ``models`` are ids, or globs of ids; ``architectures`` stand for all of their models.
     """
 
     subject: NonEmpty
     check: NonEmpty
-    models: Names
+    models: Names | None = None
+    architectures: Names | None = None
     first_divergence: NonEmpty | None = None
     kinds: Names | None = None
 
@@ -222,8 +250,9 @@ class Defect(Table):
     shows: Annotated[tuple[Showing, ...], Field(min_length=1)]
     transformer_lens: SpecifierText | None = None
     transformers: SpecifierText | None = None
+    dtype: DTypes | None = None
 
-    def failure(self, showing: Showing) -> ExpectedFailure:
+    def failure(self, showing: Showing, at: str = "") -> ExpectedFailure:
         """What it makes a model expect."""
         return ExpectedFailure(
             subject=showing.subject,
@@ -234,11 +263,37 @@ class Defect(Table):
             kinds=showing.kinds,
             transformer_lens=self.transformer_lens,
             transformers=self.transformers,
+            dtype=self.dtype,
+            at=at,
         )
 
 
+class Ledger(Table):
+    """A whole ``expected_failures.toml``.
+
+    ``lines`` has, for each defect, the line of each of its ``shows``, where it is known.
+    """
+
+    path: Path
+    sha256: str
+    defects: tuple[Defect, ...] = ()
+    lines: tuple[tuple[int | None, ...], ...] = ()
+
+    def line(self, defect: int, showing: int) -> int | None:
+        """The line on which one ``shows`` entry begins."""
+        return self.lines[defect][showing]
+
+    def at(self, defect: int, showing: int) -> str:
+        """``expected_failures.toml:43``."""
+        line = self.line(defect, showing)
+        return self.path.name + (f":{line}" if line else "")
+
+
 class ModelSpec(Table):
-    """One entry of ``models.toml``. Picklable and hashable."""
+    """One entry of ``models.toml``. Picklable and hashable.
+
+    Its ``expected_failures`` are the ledger's, not written in the entry.
+    """
 
     id: Identifier
     architecture: Annotated[
@@ -261,6 +316,61 @@ class ModelSpec(Table):
         return "twin" if isinstance(self.source, TwinSource) else "real"
 
 
+class Name(Table):
+    """A model that people name, and the twin that its verdict rests on here.
+
+    Attributes:
+        hub: its repository on the hub.
+        revision: the commit, where one is known with certainty.
+        architecture: the class that its config states; for a format of TransformerLens's own,
+            what that calls it.
+        twin: id of the ``[[model]]`` with its configuration class, shrunk.
+        not_judged: instead of a twin, why there is none.
+    """
+
+    hub: HubId
+    revision: Commit | None = None
+    architecture: Annotated[
+        str,
+        _matches(r"[A-Za-z][\w-]*", "the name of a class", "write what its config.json says"),
+    ]
+    twin: Identifier | None = None
+    trust_remote_code: StrictBool = False
+    not_judged: NonEmpty | None = None
+
+    @property
+    def id(self) -> str:
+        """What it is called when it is judged itself: an id like any model's."""
+        return id_of(self.hub)
+
+    def model(self) -> ModelSpec:
+        """The name itself as a model: its own weights instead of its twin's."""
+        return ModelSpec(
+            id=self.id,
+            architecture=self.architecture,
+            source=NameSource(hub=self.hub, revision=self.revision),
+            hooked_name=self.hub,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+def id_of(hub: str) -> str:
+    """The id that a repository of the hub gets."""
+    return hub.lower().replace("/", "--")
+
+
+class Gap(Table):
+    """What an installed TransformerLens supports and no entry covers, and why.
+
+    ``architectures`` or ``names`` are globs; ``transformer_lens`` says for which versions.
+    """
+
+    architectures: Names | None = None
+    names: Names | None = None
+    reason: NonEmpty
+    transformer_lens: SpecifierText | None = None
+
+
 class SubjectSpec(Table):
     """A subject that the user declares: ``loader`` is ``package.module:function``."""
 
@@ -281,3 +391,6 @@ class Spec(Table):
     subjects: Mapping[str, SubjectSpec]
     path: Path
     sha256: str
+    ledger: Ledger | None = None
+    names: tuple[Name, ...] = ()
+    gaps: tuple[Gap, ...] = ()
