@@ -452,9 +452,7 @@ TWINS: Mapping[str, Twin] = {
         {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
     ),
     # --- State-space models, linear attention and convolutions ---------------------------------
-    "mamba2": Twin(
-        "Mamba2ForCausalLM", "mamba2", {"num_heads": 8, "head_dim": 12, "n_groups": 2}
-    ),
+    "mamba2": Twin("Mamba2ForCausalLM", "mamba2", {"num_heads": 8, "head_dim": 12, "n_groups": 2}),
     "falcon-mamba": Twin("FalconMambaForCausalLM", "falcon_mamba", {"intermediate_size": 96}),
     "bamba": Twin(
         "BambaForCausalLM",
@@ -520,6 +518,7 @@ TWINS: Mapping[str, Twin] = {
                 "linear_attention",
                 "full_attention",
             ],
+            "position_embedding_type": "nope",
             "num_local_experts": 0,
             "num_experts_per_tok": 0,
             "embedding_multiplier": 12.0,
@@ -549,7 +548,6 @@ TWINS: Mapping[str, Twin] = {
             "num_hidden_layers": 4,
             "layer_types": _LINEAR_LAYERS,
             "linear_num_value_heads": 2,
-            "rope_parameters": None,
         },
     ),
     "qwen3-next": Twin(

@@ -87,6 +87,9 @@ class Generation(Check):
         few = min(count, FEW) if context.scope.large else count
         for cached, n in ((True, count), (False, few)):
             how = f"{n} tokens with{'' if cached else 'out'} a cache"
+            if cached and ALONE in stored.facts["disagrees"]:
+                self.not_applicable(how, stored.facts["disagrees"][ALONE])
+                continue
             made = self._generate(context, how, alone, n, cached)
             if made is None:
                 self._right = False
@@ -97,7 +100,10 @@ class Generation(Check):
                 yield comparison
         yield from self._batch(context, stored, found, fewer(subject.dims, context.scope))
         yield from self._steered(context, stored, alone)
-        yield from self._sampled(context, alone, min(count, SAMPLED))
+        if ALONE in stored.facts["disagrees"]:
+            self.not_applicable("sampled tokens", stored.facts["disagrees"][ALONE])
+        else:
+            yield from self._sampled(context, alone, min(count, SAMPLED))
 
     def _generate(
         self,
@@ -189,6 +195,9 @@ class Generation(Check):
 
         for cached, n in ((True, count), (False, min(count, FEW))):
             how = f"{n} tokens with{'' if cached else 'out'} a cache, a vector added at {site}"
+            if cached and STEERED in stored.facts["disagrees"]:
+                self.not_applicable(how, stored.facts["disagrees"][STEERED])
+                continue
             found: Made | None = None
             with contextlib.ExitStack() as stack:
                 with self.port(f"entering hooks({name})", site):

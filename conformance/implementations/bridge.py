@@ -71,7 +71,7 @@ class BridgeModel(LensModel):
         d = self.dims
         if kind not in ("attn.q_normed", "attn.k_normed"):
             return None
-        if self.family.qk_norm == "full":
+        if any(fam.qk_norm == "full" for fam in self.family.every):
             count = d.n_heads if kind == "attn.q_normed" else d.n_kv_heads
             return lambda t: t.unflatten(-1, (count, d.d_head)) if t.ndim == 3 else t
         # Fires on [batch, head, pos, d_head].
@@ -83,11 +83,11 @@ class BridgeModel(LensModel):
         for layer in range(self.dims.n_layers):
             found[f"blocks.{layer}"] = model.blocks[layer]
             for name in BLOCK_COMPONENTS:
-                part = self._part(layer, name)
-                if getattr(fam.of(layer), name) is None or part is None:
+                own, part = fam.of(layer), self._part(layer, name)
+                if getattr(own, name) is None or part is None:
                     continue
                 module = part[1]
-                if name == "mlp" and fam.mlp == fam.up:
+                if name == "mlp" and own.mlp == own.up:
                     module = getattr(module, "in")  # a symbolic MLP is never called itself
                 found[f"blocks.{layer}.{name}"] = module
         return found

@@ -295,7 +295,9 @@ class HuggingFaceModel:
 
         def to(kind: str) -> Callable[[torch.Tensor], None]:
             # What a branch adds to the stream, where a block scales it on its way.
-            return _times(fam.multiplier(kind), lambda tensor: emit(f"blocks.{layer}.{kind}", tensor))
+            return _times(
+                fam.multiplier(kind), lambda tensor: emit(f"blocks.{layer}.{kind}", tensor)
+            )
 
         before(at(""), to("resid_pre"))
         after(at(""), to("resid_post"))
