@@ -242,6 +242,9 @@ class Generation(Check):
             if made is None:
                 return
             logits.append(made)
+            if not decoder.kept and SINGLY in stored.facts["disagrees"]:
+                self.not_applicable("decoding step by step", stored.facts["disagrees"][SINGLY])
+                return
             if not decoder.kept:
                 yield structure("logits", "decoding step by step: no cache came back", ALONE)
                 return

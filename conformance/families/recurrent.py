@@ -70,7 +70,7 @@ def without_attention(fam: Family, mixer: str) -> Family:
     return dataclasses.replace(fam, **none, rotary=False, mixer=mixer)
 
 
-def gated(mlp: str, names: tuple[str, str, str] = _PROJECTIONS) -> dict[str, str]:
+def gated(mlp: str, names: tuple[str, str, str] = _PROJECTIONS) -> dict[str, Any]:
     """Where a gated MLP keeps its projections; ``mlp`` is relative to the block."""
     paths = (f"{mlp}.{name}" for name in names)
     return {"mlp": mlp, **dict(zip(("gate", "up", "down"), paths, strict=True))}
@@ -125,22 +125,6 @@ _LFM2 = like(
 
 def _lfm2(config: Any) -> Family:
     return mixed(_LFM2, config.layer_types, "conv")
-
-
-def _recurrent_gemma(config: Any) -> Family:
-    base = like(
-        _TWO_NORMS,
-        "RecurrentGemmaForCausalLM",
-        attn="temporal_block",
-        **{part: f"temporal_block.{part}_proj" for part in "qkvo"},
-        ln1="temporal_pre_norm",
-        ln2="channel_pre_norm",
-        **gated("mlp_block"),
-        ln_final="model.final_norm",
-        norm_offset=True,
-        embed_multiplier=float(config.hidden_size) ** 0.5,
-    )
-    return mixed(base, config.layers_block_type, "temporal_block")
 
 
 def _falcon_h1(config: Any) -> Family:
@@ -268,7 +252,6 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "JambaForCausalLM": _jamba,
     "BambaForCausalLM": _bamba,
     "Lfm2ForCausalLM": _lfm2,
-    "RecurrentGemmaForCausalLM": _recurrent_gemma,
     "FalconH1ForCausalLM": _falcon_h1,
     "GraniteMoeHybridForCausalLM": _granite_hybrid,
     "NemotronHForCausalLM": _nemotron_h,

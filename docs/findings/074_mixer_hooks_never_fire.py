@@ -1,4 +1,4 @@
-"""TransformerBridge: hooks of a Mamba mixer's convolution never fire, and what needs them raises.
+"""TransformerBridge: hooks of a Mamba mixer's convolution never fire; what needs them raises.
 
 Exit status: 0 the defect shows, 1 it does not, 2 it does not apply to the installed versions.
 """

@@ -62,10 +62,11 @@ def shows(name: str, reference: Any, bridge: Any) -> bool:
     # modeling_qwen3_5.py: of each head the query first, then its gate.
     queries = projection.unflatten(0, (bridge.cfg.n_heads, 2, -1))[:, 0]
     right = torch.einsum("bpm,hdm->bphd", read, queries)
+    heads = bridge.cfg.n_heads
     print(
-        f"n_heads {bridge.cfg.n_heads}, hook_q {tuple(shown.shape)}; its heads 0, 2, 4 ... are off "
-        f"from the queries by {apart(right, shown[:, :, ::2]):.1e}, the first {bridge.cfg.n_heads} by "
-        f"{apart(right, shown[:, :, : bridge.cfg.n_heads]):.1e}"
+        f"n_heads {heads}, hook_q {tuple(shown.shape)}; its heads 0, 2, 4 ... are off from the "
+        f"queries by {apart(right, shown[:, :, ::2]):.1e}, the first {heads} by "
+        f"{apart(right, shown[:, :, :heads]):.1e}"
     )
     return shown.shape[2] == 2 * bridge.cfg.n_heads and apart(right, shown[:, :, ::2]) < 1e-4
 

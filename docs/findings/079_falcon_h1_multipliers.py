@@ -1,4 +1,4 @@
-"""TransformerBridge: hooks of Falcon H1 show tensors before the multipliers that the stream receives.
+"""TransformerBridge: hooks of Falcon H1 show tensors before their multipliers.
 
 Exit status: 0 the defect shows, 1 it does not, 2 it does not apply to the installed versions.
 """

@@ -1,4 +1,4 @@
-"""TransformerBridge: compatibility mode of Falcon H1 forgets the MLP's multipliers, and folding raises.
+"""TransformerBridge: Falcon H1 forgets multipliers in compatibility mode; folding raises.
 
 Exit status: 0 the defect shows, 1 it does not, 2 it does not apply to the installed versions.
 """
