@@ -61,6 +61,19 @@ def split_fused(
     return groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :]
 
 
+def split_gated(tensor: torch.Tensor, d: Dims) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split the last dimension of a projection's output into queries and their gates.
+
+    Args:
+        tensor: [..., heads * 2 * d_head], a head's query before its gate.
+
+    Returns:
+        Both [..., head, d_head].
+    """
+    parts = tensor.unflatten(-1, (d.n_heads, 2, d.d_head))
+    return parts[..., 0, :], parts[..., 1, :]
+
+
 def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> dict[str, Weight]:
     """All parameters under TransformerLens's names.
 
@@ -203,10 +216,13 @@ def _attention(
         for part, count in counts.items():
             path = fam.at(getattr(fam, part), layer)
             key, weight = linear(path)
+            bias = parameters.get(f"{path}.bias")
+            if part == "q" and fam.q_gated:
+                _gated_queries(out, name, path, weight, bias, d)
+                continue
             out[f"{name}.attn.W_{part.upper()}"] = Weight(
                 einops.rearrange(weight, "(h d_head) d_model -> h d_model d_head", h=count), key
             )
-            bias = parameters.get(f"{path}.bias")
             if bias is not None:
                 out[f"{name}.attn.b_{part.upper()}"] = Weight(
                     bias.unflatten(0, (count, d.d_head)), f"{path}.bias"
@@ -223,6 +239,22 @@ def _attention(
     if fam.sinks and fam.attn:
         key = f"{fam.at(fam.attn, layer)}.{fam.sinks}"
         out[f"{name}.attn.sinks"] = Weight(parameters[key], key)
+
+
+def _gated_queries(
+    out: dict[str, Weight],
+    name: str,
+    path: str,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    d: Dims,
+) -> None:
+    for what, part in zip(("Q", "QG"), split_gated(weight.T, d), strict=True):
+        own = einops.rearrange(part, "d_model h d_head -> h d_model d_head")
+        out[f"{name}.attn.W_{what}"] = Weight(own, f"{path}.weight")
+    if bias is not None:
+        for what, part in zip(("Q", "QG"), split_gated(bias, d), strict=True):
+            out[f"{name}.attn.b_{what}"] = Weight(part, f"{path}.bias")
 
 
 def _experts(

@@ -182,7 +182,7 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
         return
     z = found[at + "attn.z"]
     out = torch.einsum("bphd,hdm->bpm", z, weights[at + "attn.W_O"])
-    out = (out + weights.get(at + "attn.b_O", 0)) * fam.residual_multiplier
+    out = (out + weights.get(at + "attn.b_O", 0)) * fam.multiplier("attn_out")
     same(out, found[at + ("attn.out" if fam.ln1_post else "attn_out")])
     if not (fam.q or fam.qkv or fam.kv_latent):
         return
@@ -200,6 +200,9 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
         soft = torch.nn.functional.softplus
         gate = gate.sigmoid() if fam.attn_gate_by == "sigmoid" else soft(gate)
         mixed = mixed * gate.unflatten(-1, (d.n_heads, -1))
+    if fam.q_gated:
+        gate = torch.einsum("bpm,hmd->bphd", x, weights[at + "attn.W_QG"])
+        mixed = mixed * torch.sigmoid(gate + weights.get(at + "attn.b_QG", 0))
     same(mixed, z)
 
 
@@ -242,8 +245,8 @@ def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: in
         same(x @ w[pre] + w.get(pre.replace("W", "b"), 0), found[at + "mlp.pre"])
         if linear:
             same(x @ w[linear] + w.get("b_in", 0), found[at + "mlp.pre_linear"])
-        out = found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)
-    same(out * fam.residual_multiplier, found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
+        out = (found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)) * fam.mlp_multiplier
+    same(out * fam.multiplier("mlp_out"), found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
 
 
 def _sinusoids(positions: int, width: int) -> torch.Tensor:
@@ -276,7 +279,9 @@ def test_the_weights_reproduce_embedding_and_unembedding(
     logits = normed @ weights["unembed.W_U"] + weights.get("unembed.b_U", 0)
     logits = logits * (getattr(config, "logit_scale", None) or 1)
     logits = logits / (getattr(config, "logits_scaling", None) or 1)
-    if cap := getattr(config, "final_logit_softcapping", None):
+    logits = logits * (getattr(config, "lm_head_multiplier", None) or 1)
+    caps = (getattr(config, n, None) for n in ("final_logit_softcapping", "logits_soft_cap"))
+    if cap := next(filter(None, caps), None):
         logits = cap * torch.tanh(logits / cap)
     same(logits, found.logits)
 

@@ -30,7 +30,8 @@ class Family:
         attn: the attention module, relative to the block; ``o`` its output projection. None in
             a block that has none; ``o`` also where no one projection is every token's.
         mixer: what mixes positions in attention's place, or beside it: a state-space model, a
-            linear attention, a short convolution. Its parameters keep HuggingFace's names.
+            linear attention, a short convolution. Its parameters keep HuggingFace's names, and
+            ``mixer_out`` is what its module returns, before any multiplier.
         kv_latent: in latent attention, the projection from a latent to the unrotated part of each
             head's key, and its value.
         q, k, v: separate projections; or ``qkv`` fused, laid out as ``qkv_layout``:
@@ -60,6 +61,8 @@ class Family:
         attn_gate, attn_gate_by: the projection whose ``sigmoid`` or ``softplus`` multiplies what
             the heads mix, each element or each head, before ``o``.
         alibi: positions enter as a slope added to the scores of each head (Press et al. 2022).
+        q_gated: the projection of queries gives, for each head, its query and then a gate whose
+            sigmoid multiplies the head's output (``W_QG``; ``attn.z`` is after it).
         sinks: parameter of per-head attention sinks, relative to ``attn``.
         conv1d: weights are stored [in, out] (HuggingFace's ``Conv1D``).
         norm_offset: norms multiply by 1 + weight (Gemma).
@@ -67,6 +70,8 @@ class Family:
         embed_multiplier: what the embedding's output is multiplied by outside its module.
         residual_multiplier: what attention's and the MLP's outputs are multiplied by before they
             are added to the residual stream (Granite).
+        attn_multiplier: what attention's output alone is multiplied by (Falcon H1).
+        mlp_multiplier: what the MLP's last projection is multiplied by inside its module.
         unnamed: modules or parameters, relative to the block, that TransformerLens has no name
             for (a latent projection, say): they keep HuggingFace's.
         layers: where layers differ, one description for each; empty where all are alike.
@@ -117,6 +122,7 @@ class Family:
     mlp_reads_ln1: bool = False
     rotary: bool = True
     alibi: bool = False
+    q_gated: bool = False
     sinks: str | None = None
     tiled: bool = False
     indexed: bool = False
@@ -127,6 +133,8 @@ class Family:
     embed_scaled: bool = False
     embed_multiplier: float = 1.0
     residual_multiplier: float = 1.0
+    attn_multiplier: float = 1.0
+    mlp_multiplier: float = 1.0
     notes: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
     layers: tuple[Family, ...] = ()
@@ -169,6 +177,12 @@ class Family:
     @property
     def gated(self) -> bool:
         return self.gate is not None or self.gate_up is not None
+
+    def multiplier(self, kind: str) -> float:
+        """What a site's module output is multiplied by before it is that site."""
+        if kind == "attn_out":
+            return self.attn_multiplier * self.residual_multiplier
+        return self.residual_multiplier if kind == "mlp_out" else 1.0
 
     def absent(self, layer: int | None = None) -> dict[str, str]:
         """Site kinds that a layer does not have, each with the reason.

@@ -30,7 +30,7 @@ from conformance.implementations.base import (
     stored_buffers,
 )
 from conformance.precision import promoted
-from conformance.weights import split_fused
+from conformance.weights import split_fused, split_gated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -330,8 +330,9 @@ class HuggingFaceModel:
 
         def to(kind: str) -> Callable[[torch.Tensor], None]:
             # What a branch adds to the stream, where a block scales it on its way.
-            factor = fam.residual_multiplier if kind in ("attn_out", "mlp_out") else 1.0
-            return _times(factor, lambda tensor: emit(f"blocks.{layer}.{kind}", tensor))
+            return _times(
+                fam.multiplier(kind), lambda tensor: emit(f"blocks.{layer}.{kind}", tensor)
+            )
 
         before(at(""), to("resid_pre"))
         after(at(""), to("resid_post"))
@@ -424,7 +425,11 @@ class HuggingFaceModel:
             after(fam.at(fam.kv_latent, layer), values)
         elif fam.q:
             for name, count in counts.items():
-                after(fam.at(getattr(fam, name), layer), heads(f"attn.{name}", count))
+                path = fam.at(getattr(fam, name), layer)
+                if name == "q" and fam.q_gated:
+                    after(path, lambda t: emit(f"blocks.{layer}.attn.q", split_gated(t, d)[0]))
+                else:
+                    after(path, heads(f"attn.{name}", count))
         for name, norm in (("q", fam.q_norm), ("k", fam.k_norm)):
             if norm is None:
                 continue
