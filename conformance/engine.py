@@ -20,6 +20,7 @@ from conformance.checks import registry
 from conformance.checks.base import Check, Context, Pass, structure
 from conformance.errors import ImplementationError, NotApplicable
 from conformance.experiments import code_hashes
+from conformance.flags import refused
 from conformance.reference import (
     ISOLATION_PROMPTS,
     Reference,
@@ -256,9 +257,14 @@ def run_passes(
         passes: some of :func:`plan`'s, in its order.
     """
     processed: BaseException | bool = False
+    unprocessed = refused(context.subject)
     for run in passes:
         readers = [c for c in running.checks if c.wants(run)]
         if not readers:
+            continue
+        if run.mode == "processed" and unprocessed:
+            for check in readers:
+                check.not_applicable("processed weights", unprocessed)
             continue
         progress(f"{context.subject.name}: {run}")
         if run.mode == "processed" and processed is False:

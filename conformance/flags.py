@@ -29,6 +29,14 @@ def centres(subject: LensModel) -> bool:
     return "RMS" not in kind and not getattr(subject.model.cfg, "uses_rms_norm", False)
 
 
+def refused(subject: LensModel) -> str | None:
+    """Why the library processes no weights of this architecture at all, or None."""
+    adapter = getattr(subject.model, "adapter", None)
+    if getattr(adapter, "supports_compatibility_mode", True):
+        return None
+    return f"{type(adapter).__name__} does not support compatibility mode"
+
+
 def declined(subject: LensModel, flag: str) -> str | None:
     """Why the library leaves this flag off for this architecture, or None."""
     cfg = subject.model.cfg

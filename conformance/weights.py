@@ -54,8 +54,24 @@ def split_fused(
     if fam.qkv_layout == "per_head":
         parts = tensor.unflatten(-1, (d.n_heads, 3, d.d_head))
         return parts[..., 0, :], parts[..., 1, :], parts[..., 2, :]
+    if fam.qkv_layout == "quarters":
+        q, v, k = tensor.unflatten(-1, (4, 3, -1, d.d_head)).unbind(-3)
+        return q.flatten(-3, -2), k.flatten(-3, -2), v.flatten(-3, -2)
     groups = tensor.unflatten(-1, (d.n_kv_heads, d.group + 2, d.d_head))
     return groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :]
+
+
+def split_gated(tensor: torch.Tensor, d: Dims) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split the last dimension of a projection's output into queries and their gates.
+
+    Args:
+        tensor: [..., heads * 2 * d_head], a head's query before its gate.
+
+    Returns:
+        Both [..., head, d_head].
+    """
+    parts = tensor.unflatten(-1, (d.n_heads, 2, d.d_head))
+    return parts[..., 0, :], parts[..., 1, :]
 
 
 def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> dict[str, Weight]:
@@ -115,6 +131,9 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         if fam.q_norm and fam.k_norm:
             norm(f"{name}.attn.q_norm", fam.at(fam.q_norm, layer))
             norm(f"{name}.attn.k_norm", fam.at(fam.k_norm, layer))
+        norm(f"{name}.attn.o_norm", None if fam.o_norm is None else fam.at(fam.o_norm, layer))
+        down_norm = None if fam.down_norm is None else fam.at(fam.down_norm, layer)
+        norm(f"{name}.mlp.down_norm", down_norm)
         _as_they_are(out, name, layer, parameters, fam)
         if fam.experts:
             _experts(out, name, layer, parameters, fam, d)
@@ -138,6 +157,10 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
             dense(f"{name}.mlp", fam.at(fam.down, layer), "W_out", "b_out")
     fam = whole
     norm("ln_final", fam.ln_final)
+    if fam.head:
+        for key, tensor in parameters.items():
+            if key.startswith(f"{fam.head}."):
+                out[f"head{key.removeprefix(fam.head)}"] = Weight(tensor, key)
     key, head = get(fam.unembed, "weight")
     if head is None:  # tied: the embedding serves
         key, head = out["embed.W_E"].source, out["embed.W_E"].tensor
@@ -193,10 +216,13 @@ def _attention(
         for part, count in counts.items():
             path = fam.at(getattr(fam, part), layer)
             key, weight = linear(path)
+            bias = parameters.get(f"{path}.bias")
+            if part == "q" and fam.q_gated:
+                _gated_queries(out, name, path, weight, bias, d)
+                continue
             out[f"{name}.attn.W_{part.upper()}"] = Weight(
                 einops.rearrange(weight, "(h d_head) d_model -> h d_model d_head", h=count), key
             )
-            bias = parameters.get(f"{path}.bias")
             if bias is not None:
                 out[f"{name}.attn.b_{part.upper()}"] = Weight(
                     bias.unflatten(0, (count, d.d_head)), f"{path}.bias"
@@ -213,6 +239,22 @@ def _attention(
     if fam.sinks and fam.attn:
         key = f"{fam.at(fam.attn, layer)}.{fam.sinks}"
         out[f"{name}.attn.sinks"] = Weight(parameters[key], key)
+
+
+def _gated_queries(
+    out: dict[str, Weight],
+    name: str,
+    path: str,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    d: Dims,
+) -> None:
+    for what, part in zip(("Q", "QG"), split_gated(weight.T, d), strict=True):
+        own = einops.rearrange(part, "d_model h d_head -> h d_model d_head")
+        out[f"{name}.attn.W_{what}"] = Weight(own, f"{path}.weight")
+    if bias is not None:
+        for what, part in zip(("Q", "QG"), split_gated(bias, d), strict=True):
+            out[f"{name}.attn.b_{what}"] = Weight(part, f"{path}.bias")
 
 
 def _experts(

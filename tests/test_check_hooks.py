@@ -10,7 +10,7 @@ import twins
 
 from conformance import experiments
 from conformance.checks.base import Context
-from conformance.checks.hook_table import out_of_order, published, shape
+from conformance.checks.hook_table import BEFORE_NORMS_LAST, out_of_order, published, shape
 from conformance.checks.hooks import Hooks
 from conformance.experiments import store
 from conformance.experiments.hooks import EXPERIMENT
@@ -97,3 +97,12 @@ def test_only_what_depends_on_each_other_has_an_order() -> None:
     late = ["blocks.0.attn.z", "blocks.0.attn.pattern"]
     assert list(out_of_order(late, {})) == [("blocks.0.attn.pattern", "blocks.0.attn.z")]
     assert list(out_of_order(late, dict.fromkeys(late, 1))) == []
+    normed_last = ["blocks.0.attn.q", "blocks.0.attn.rot_q", "blocks.0.attn.q_normed"]
+    assert list(out_of_order(normed_last, {})) == [
+        ("blocks.0.attn.q_normed", "blocks.0.attn.rot_q")
+    ]
+    assert list(out_of_order(normed_last, {}, BEFORE_NORMS_LAST)) == []
+    other = normed_last[::-1]
+    assert ("blocks.0.attn.rot_q", "blocks.0.attn.q_normed") in out_of_order(
+        other, {}, BEFORE_NORMS_LAST
+    )

@@ -72,3 +72,11 @@ def test_faults_are_caught_and_named(fault: object, bench: Bench) -> None:
     assert proof.caught, proof
     assert proof.site_named, proof
     assert proof.checks == ("lens",)
+
+
+def test_a_head_that_is_not_linear_has_no_logit_lens(twin_cache: Path) -> None:
+    model = twins.twin_model("modernbert-decoder", prompts=("sixteen",))
+    record = twins.judge(model, "bridge", twin_cache, checks=("lens",))["lens"]
+    assert record["outcome"] == "passed"
+    left_out = record["metrics"]["not_applicable"]
+    assert {"logit lens", "attributions to logits"} <= set(left_out)

@@ -93,3 +93,12 @@ def test_hooked_transformer_keeps_its_promises(twin_cache: Path) -> None:
     record = _judged("gpt2", "hooked", twin_cache)
     assert record["outcome"] == "passed"
     assert "not_applicable" not in record["metrics"]
+
+
+def test_a_port_that_declines_all_processing_is_not_failed_for_it(twin_cache: Path) -> None:
+    model = twins.twin_model("vaultgemma", prompts=("sixteen",))
+    records = twins.judge(model, "bridge", twin_cache, checks=("logits", "processing"))
+    assert records["processing"]["outcome"] == "not_applicable"
+    assert records["logits"]["outcome"] == "passed"
+    said = records["logits"]["metrics"]["not_applicable"]["processed weights"]
+    assert "VaultGemma" in said

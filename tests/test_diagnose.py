@@ -242,6 +242,30 @@ def test_what_this_checkpoint_cannot_tell_apart_is_all_named(twin_cache: Path) -
     assert all(c.site == "blocks.1.attn.rot_q" for c in causes)
 
 
+@pytest.mark.parametrize("twin", ["hunyuan", "nanochat", "ministral3", "bitnet", "glm", "codegen"])
+def test_the_formulas_of_attention_are_the_references(twin: str, twin_cache: Path) -> None:
+    import torch
+
+    from conformance.diagnose.evidence import Scene
+    from conformance.diagnose.formulas import Stage, compute, right, values
+
+    found = right_port(twin, twin_cache)
+    f, last_norm = right(found, 1), found.family.qk_norm_rotated
+    steps = [(Stage.PROJECTED, Stage.ROTATED), (Stage.SCORES, Stage.SCORES)]
+    steps += [(Stage.ROTATED, Stage.NORMED)] if last_norm else []
+    for prompt in PROMPTS:
+        scene = Scene(found, prompt, 1)
+        for since, until in steps:
+            for kind, value in compute(scene, f, since, until).items():
+                truth = scene.truth(kind)
+                seen = truth > -1e30
+                torch.testing.assert_close(
+                    value[seen], truth[seen], rtol=0, atol=1e-11 * float(truth[seen].abs().max())
+                )
+        v = values(scene, f.clip).repeat_interleave(found.dims.group, dim=2)
+        torch.testing.assert_close(f.mixed(scene, v), scene.truth("attn.z"), rtol=0, atol=1e-11)
+
+
 def test_a_difference_that_no_hypothesis_fits_has_no_cause(twin_cache: Path) -> None:
     from conformance.diagnose import investigate
 
@@ -356,7 +380,7 @@ def test_scaled_frequencies_are_the_librarys(twin: str) -> None:
     assert not torch.allclose(found.unscaled().frequencies, rope.frequencies, rtol=1e-3)
 
 
-@pytest.mark.parametrize("layout", ["concat", "per_head", "grouped"])
+@pytest.mark.parametrize("layout", ["concat", "per_head", "grouped", "quarters"])
 def test_a_fused_projection_is_put_together_again(layout: str) -> None:
     import torch
 
@@ -371,7 +395,7 @@ def test_a_fused_projection_is_put_together_again(layout: str) -> None:
     )
     config = types.SimpleNamespace(**{**dict(entry.config), "model_type": "gpt2"})
     heads = dataclasses.replace(
-        dims(config), n_heads=4, n_kv_heads=4 if layout == "per_head" else 2, d_head=3
+        dims(config), n_heads=8, n_kv_heads=2 if layout in ("concat", "grouped") else 8, d_head=3
     )
     width = (heads.n_heads + 2 * heads.n_kv_heads) * heads.d_head
     fused = torch.arange(5.0 * width).reshape(5, width)

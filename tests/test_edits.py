@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: One for each way in which a site is tapped: separate and fused projections in each layout,
-#: grouped heads, norms after a branch, experts, sinks, scaled branches, positions of three kinds.
+#: grouped heads, heads in the batch, norms after a branch, after the rotation and before a
+#: projection, one norm called twice, experts, sinks, scaled branches, positions of three kinds.
 KINDS = (
     "gpt2",
     "llama",
@@ -32,6 +33,11 @@ KINDS = (
     "olmo2",
     "granite",
     "cohere",
+    "codegen",
+    "hunyuan",
+    "nanochat",
+    "bitnet",
+    "xglm",
 )
 
 

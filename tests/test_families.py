@@ -14,9 +14,10 @@ import torch
 import transformers
 from fakes import ROOT
 from mixtures import correction, mixture, scored
-from twins import checkpoint, described, huggingface, ran, run
+from twins import checkpoint, described, huggingface, ran
 
 from conformance.checkpoints.twin_catalogue import TWINS, WINDOW
+from conformance.diagnose import facts
 from conformance.errors import FamilyError
 from conformance.families import architectures, family
 from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS, parse
@@ -66,9 +67,9 @@ def test_an_unknown_architecture_is_refused_with_advice() -> None:
 _IN_BLOCK = (
     *("attn", "o", "mixer", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
     *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
-    *("shared", "shared_gate", "kv_latent", "attn_gate"),
+    *("shared", "shared_gate", "kv_latent", "attn_gate", "o_norm", "down_norm"),
 )
-_GLOBAL = ("embed", "ln_final", "unembed", "pos_embed", "embed_ln")
+_GLOBAL = ("embed", "ln_final", "head", "unembed", "pos_embed", "embed_ln")
 _NO_PATHS = {
     "architecture",
     "block",
@@ -181,7 +182,7 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
         return
     z = found[at + "attn.z"]
     out = torch.einsum("bphd,hdm->bpm", z, weights[at + "attn.W_O"])
-    out = (out + weights.get(at + "attn.b_O", 0)) * fam.residual_multiplier
+    out = (out + weights.get(at + "attn.b_O", 0)) * fam.multiplier("attn_out")
     same(out, found[at + ("attn.out" if fam.ln1_post else "attn_out")])
     if not (fam.q or fam.qkv or fam.kv_latent):
         return
@@ -191,11 +192,17 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
         v = v.clamp(-clip, clip)
     v = v.repeat_interleave(d.group, dim=2)
     mixed = torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v)
+    if fam.o_norm:
+        rule = facts.norm(huggingface(twin, twin_cache).model.config, fam)
+        mixed = rule(mixed.flatten(-2), weights[at + "attn.o_norm.w"]).unflatten(-1, z.shape[-2:])
     if fam.attn_gate:
         gate = x @ weights[f"{at}{fam.attn_gate}.weight"].T
         soft = torch.nn.functional.softplus
         gate = gate.sigmoid() if fam.attn_gate_by == "sigmoid" else soft(gate)
         mixed = mixed * gate.unflatten(-1, (d.n_heads, -1))
+    if fam.q_gated:
+        gate = torch.einsum("bpm,hmd->bphd", x, weights[at + "attn.W_QG"])
+        mixed = mixed * torch.sigmoid(gate + weights.get(at + "attn.b_QG", 0))
     same(mixed, z)
 
 
@@ -238,8 +245,15 @@ def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: in
         same(x @ w[pre] + w.get(pre.replace("W", "b"), 0), found[at + "mlp.pre"])
         if linear:
             same(x @ w[linear] + w.get("b_in", 0), found[at + "mlp.pre_linear"])
-        out = found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)
-    same(out * fam.residual_multiplier, found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
+        out = (found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)) * fam.mlp_multiplier
+    same(out * fam.multiplier("mlp_out"), found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
+
+
+def _sinusoids(positions: int, width: int) -> torch.Tensor:
+    """Vaswani et al. 2017, sines first, the last of them 10^4 times slower than the first."""
+    rates = 1e4 ** -torch.linspace(0, 1, width // 2, dtype=torch.float64)
+    turns = torch.arange(positions, dtype=torch.float64)[:, None] * rates
+    return torch.cat([turns.sin(), turns.cos()], dim=-1)
 
 
 @every_twin
@@ -251,22 +265,23 @@ def test_the_weights_reproduce_embedding_and_unembedding(
     tokens, config = found.prompt.tokens, huggingface(twin, twin_cache).model.config
     embedded = weights["embed.W_E"][tokens] * (d.d_model**0.5 if fam.embed_scaled else 1)
     if fam.embed_ln:
-        embedded = torch.nn.functional.layer_norm(
-            embedded,
-            (d.d_model,),
-            weights["embed_ln.w"],
-            weights["embed_ln.b"],
-            config.layer_norm_epsilon,
-        )
+        rule = facts.norm(config, fam)
+        embedded = rule(embedded, weights.get("embed_ln.w"), weights.get("embed_ln.b"))
     same(embedded * fam.embed_multiplier, found["embed"])
     if fam.pos_embed:
-        table = weights["pos_embed.W_pos"][fam.pos_offset :]
+        table = weights.get("pos_embed.W_pos", _sinusoids(d.n_ctx + fam.pos_offset, d.d_model))
+        table = table[fam.pos_offset :]
         assert table.shape[0] == d.n_ctx
         same(table[: tokens.shape[1]][None], found["pos_embed"])
-    logits = found["ln_final"] @ weights["unembed.W_U"] + weights.get("unembed.b_U", 0)
+    normed = found["ln_final"]
+    if fam.head:
+        normed = huggingface(twin, twin_cache).model.get_submodule(fam.head)(normed)
+    logits = normed @ weights["unembed.W_U"] + weights.get("unembed.b_U", 0)
     logits = logits * (getattr(config, "logit_scale", None) or 1)
     logits = logits / (getattr(config, "logits_scaling", None) or 1)
-    if cap := getattr(config, "final_logit_softcapping", None):
+    logits = logits * (getattr(config, "lm_head_multiplier", None) or 1)
+    caps = (getattr(config, n, None) for n in ("final_logit_softcapping", "logits_soft_cap"))
+    if cap := next(filter(None, caps), None):
         logits = cap * torch.tanh(logits / cap)
     same(logits, found.logits)
 
@@ -320,35 +335,33 @@ def test_no_parameter_is_neutral(twin: str, twin_cache: Path) -> None:
 
 
 @every_twin
-def test_every_layer_s_attention_and_mlp_move_the_logits(twin: str, twin_cache: Path) -> None:
+def test_every_parameter_moves_the_logits(twin: str, twin_cache: Path) -> None:
+    """Set to what a checkpoint without it would have, each changes the logits by 1 % or more."""
     model = huggingface(twin, twin_cache)
-    truth = ran(twin, twin_cache).logits
+    prompt, truth = ran(twin, twin_cache).prompt, ran(twin, twin_cache).logits
+    silent = _without_effect(model)
+    for name, parameter in model.model.named_parameters():
+        scale = parameter.ndim == 1 and name.endswith(".weight") and not model.family.norm_offset
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.fill_(1.0 if scale else 0.0)
+            moved = model.run(prompt, lambda *_: None)
+            parameter.copy_(kept)
+        change = float((moved - truth).abs().max() / truth.abs().max())
+        if name in silent:
+            assert change < 1e-9, name
+        else:
+            assert change > 0.01, name
+
+
+def _without_effect(model: Any) -> set[str]:
+    """Biases of keys that are not rotated: a query adds the same to all its scores."""
+    found: set[str] = set()
     for layer in range(model.dims.n_layers):
-        fam = model.family.of(layer)
-        # Where attention is a mixture of experts, their output projections are one parameter.
-        paths = [f"{fam.o or f'{fam.attn}.experts.output_linear'}.weight"] if fam.attn else []
-        if fam.mixer:
-            paths.append(f"{fam.mixer}.{_out_projection(model, fam.at(fam.mixer, layer))}")
-        if fam.mlp:
-            paths.append(
-                f"{fam.experts}.{fam.expert_names[1]}" if fam.moe else f"{fam.down}.weight"
-            )
-        for path in paths:
-            parameter = model.model.get_parameter(fam.at(path, layer))
-            kept = parameter.detach().clone()
-            with torch.no_grad():
-                parameter.zero_()
-                moved = run(model, ran(twin, twin_cache).prompt).logits
-                parameter.copy_(kept)
-            change = float((moved - truth).abs().max() / truth.abs().max())
-            assert change > 0.01, (layer, path)
-
-
-def _out_projection(model: Any, mixer: str) -> str:
-    """The last parameter of a mixer that gives the residual stream's width."""
-    width, start = model.dims.d_model, f"{mixer}."
-    own = {n.removeprefix(start): p for n, p in model.parameters().items() if n.startswith(start)}
-    return [n for n, p in own.items() if p.ndim == 2 and p.shape[0] == width][-1]
+        own = model.family.of(layer)
+        if own.k and not own.rotary and own.qk_norm is None:
+            found.add(f"{own.at(own.k, layer)}.bias")
+    return found
 
 
 @every_twin

@@ -42,7 +42,7 @@ _SIZES: Mapping[str, Any] = {
     **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 5),
     **dict.fromkeys(("chunk_size", "mamba_chunk_size"), 8),
 }
-_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _GROUPED, _UNGROUPED, _KV, _D_HEAD = 6, 4, 2, 10
 #: Scaled rotary embeddings were trained on a context this many times shorter than the twin's.

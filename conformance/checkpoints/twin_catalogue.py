@@ -51,6 +51,25 @@ _MHA_CTX = {**_MHA, "max_position_embeddings": N_CTX}
 _PYTHIA = {**_MHA_CTX, "hidden_size": 64, "intermediate_size": 80, "rotary_pct": 0.25}
 _GPT = {**_IDS, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": N_CTX}
 _EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 2}
+#: As published: yarn where attention is full, plain rotary positions where it slides.
+_OLMO3 = {
+    "num_hidden_layers": 4,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+        "full_attention": {
+            "rope_type": "yarn",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": N_CTX // 8,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "attention_factor": 1.2079441541679836,
+        },
+    },
+}
+#: Grouped as published, where the config class is not by default.
+_GROUPED = {"num_attention_heads": 6, "num_key_value_heads": 2}
 _SIX_HEADS = {"num_attention_heads": 6, "num_key_value_heads": 6}
 _GROUPS = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}
 _DEEPSEEK_YARN = {
@@ -71,6 +90,24 @@ _FALCON = {
     "max_position_embeddings": N_CTX,
     "bias": False,
     "alibi": False,
+}
+
+_MAMBA_HEADS = {"mamba_n_heads": 8, "mamba_d_head": 12, "mamba_n_groups": 2}
+_DELTA_NET = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 7,
+    "linear_value_head_dim": 9,
+}
+_LINEAR_LAYERS = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+#: Half of a head of ten is odd: a head of sixteen, a quarter of which is rotated.
+_PARTIAL_ROPE = {
+    "head_dim": 16,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.25,
+    },
 }
 
 TWINS: Mapping[str, Twin] = {
@@ -430,7 +467,7 @@ TWINS: Mapping[str, Twin] = {
             },
         },
         # Pre-activations of the experts must pass the limit of 7 that clamps them.
-        {"gate_up_proj": 2.5},
+        {"gate_up_proj": 2.5, "sinks": 3.0},
     ),
     "stablelm": Twin(
         "StableLmForCausalLM",
@@ -439,12 +476,59 @@ TWINS: Mapping[str, Twin] = {
     ),
     "cohere": Twin("CohereForCausalLM", "cohere", {**_GQA, "logit_scale": 0.25}),
     "smollm3": Twin("SmolLM3ForCausalLM", "smollm3", {"no_rope_layer_interval": 2}),
-    "mamba": Twin("MambaForCausalLM", "mamba", {"intermediate_size": 96}),
+    "mamba": Twin("MambaForCausalLM", "mamba", {"intermediate_size": 96}, {"mixer.D": 12.0}),
     "jamba": Twin(
         "JambaForCausalLM",
         "jamba",
         {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
     ),
+    # --- more dense decoders
+    "arcee": Twin("ArceeForCausalLM", "arcee", _GROUPED),
+    "nemotron": Twin("NemotronForCausalLM", "nemotron", {**_GROUPED, "head_dim": 12}),
+    "jais2": Twin("Jais2ForCausalLM", "jais2"),
+    "starcoder2": Twin("Starcoder2ForCausalLM", "starcoder2", {"sliding_window": WINDOW}),
+    "seed-oss": Twin("SeedOssForCausalLM", "seed_oss"),
+    "ernie4_5": Twin("Ernie4_5ForCausalLM", "ernie4_5"),
+    "ministral3": Twin("Ministral3ForCausalLM", "ministral3", {"head_dim": 10}),
+    "glm": Twin("GlmForCausalLM", "glm", {"head_dim": 12}),
+    "glm4": Twin("Glm4ForCausalLM", "glm4", {"head_dim": 12}),
+    # Olmo 3 32B, and 7B, in which every query head has its own key and value head.
+    "olmo3": Twin("Olmo3ForCausalLM", "olmo3", {**_OLMO3, **_GROUPED}),
+    "olmo3-7b": Twin("Olmo3ForCausalLM", "olmo3", _OLMO3),
+    "vaultgemma": Twin(
+        "VaultGemmaForCausalLM",
+        "vaultgemma",
+        {
+            "num_hidden_layers": 4,
+            "query_pre_attn_scalar": 14,
+            "attn_logit_softcapping": 20.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "apertus": Twin("ApertusForCausalLM", "apertus", _GROUPED),
+    "gpt-bigcode": Twin("GPTBigCodeForCausalLM", "gpt_bigcode", {"n_head": 6}),
+    # Quarters of the heads are stored together: two heads in each.
+    "codegen": Twin("CodeGenForCausalLM", "codegen", {"n_head": 8, "rotary_dim": 4}),
+    "hunyuan": Twin(
+        "HunYuanDenseV1ForCausalLM",
+        "hunyuan_v1_dense",
+        {
+            **_GROUPED,
+            "head_dim": 10,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 10000.0,
+                "alpha": 1000.0,
+                "factor": 1.0,
+            },
+        },
+    ),
+    "nanochat": Twin("NanoChatForCausalLM", "nanochat", _GROUPED),
+    "bitnet": Twin("BitNetForCausalLM", "bitnet"),
+    "xglm": Twin("XGLMForCausalLM", "xglm"),
+    "modernbert-decoder": Twin("ModernBertDecoderForCausalLM", "modernbert-decoder"),
+    "cohere2": Twin("Cohere2ForCausalLM", "cohere2", {**_GROUPED, "num_hidden_layers": 4}),
+    "exaone4": Twin("Exaone4ForCausalLM", "exaone4", {**_GROUPED, "num_hidden_layers": 4}),
     # --- mixtures of experts
     "olmoe": Twin("OlmoeForCausalLM", "olmoe", {**_SIX_HEADS, "intermediate_size": 28}),
     "flex-olmo": Twin("FlexOlmoForCausalLM", "flex_olmo", {**_SIX_HEADS, "intermediate_size": 28}),
@@ -587,4 +671,106 @@ TWINS: Mapping[str, Twin] = {
         },
     ),
     "glm4-moe-lite": Twin("Glm4MoeLiteForCausalLM", "glm4_moe_lite", {"n_routed_experts": 6}),
+    # --- State-space models, linear attention and convolutions ---------------------------------
+    "mamba2": Twin("Mamba2ForCausalLM", "mamba2", {"num_heads": 8, "head_dim": 12, "n_groups": 2}),
+    "falcon-mamba": Twin("FalconMambaForCausalLM", "falcon_mamba", {"intermediate_size": 96}),
+    "bamba": Twin(
+        "BambaForCausalLM",
+        "bamba",
+        {**_MAMBA_HEADS, "num_hidden_layers": 4, "attn_layer_indices": [1, 3]},
+    ),
+    "lfm2": Twin(
+        "Lfm2ForCausalLM",
+        "lfm2",
+        {
+            "num_hidden_layers": 4,
+            "block_auto_adjust_ff_dim": False,
+            "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        },
+    ),
+    # Multipliers as in Falcon-H1-0.5B.
+    "falcon-h1": Twin(
+        "FalconH1ForCausalLM",
+        "falcon_h1",
+        {
+            **_MAMBA_HEADS,
+            "mamba_d_ssm": 96,
+            "embedding_multiplier": 5.656854249492381,
+            "lm_head_multiplier": 0.0390625,
+            "mlp_multipliers": [0.8838834764831845, 0.5859375],
+            "ssm_multipliers": [
+                0.3535533905932738,
+                0.25,
+                0.3535533905932738,
+                0.5,
+                0.3535533905932738,
+            ],
+            "ssm_in_multiplier": 1.25,
+            "ssm_out_multiplier": 0.23570226039551587,
+            "attention_out_multiplier": 0.9375,
+            "key_multiplier": 0.39062499999999994,
+        },
+    ),
+    # No experts, as in Granite 4.0 H 350M, 1B and Micro.
+    "granite-hybrid": Twin(
+        "GraniteMoeHybridForCausalLM",
+        "granitemoehybrid",
+        {
+            **_MAMBA_HEADS,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 4,
+            "layer_types": [
+                "linear_attention",
+                "full_attention",
+                "linear_attention",
+                "full_attention",
+            ],
+            "position_embedding_type": "nope",
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.21,
+            "logits_scaling": 8.0,
+        },
+    ),
+    "nemotron-h": Twin(
+        "NemotronHForCausalLM",
+        "nemotron_h",
+        {
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 12,
+            "n_groups": 2,
+            "layers_block_type": [
+                *("linear_attention", "mlp", "linear_attention", "full_attention"),
+                *("mlp", "full_attention"),
+            ],
+        },
+    ),
+    "olmo-hybrid": Twin(
+        "OlmoHybridForCausalLM",
+        "olmo_hybrid",
+        {
+            **_DELTA_NET,
+            "num_hidden_layers": 4,
+            "layer_types": _LINEAR_LAYERS,
+            "linear_num_value_heads": 2,
+        },
+    ),
+    "qwen3-next": Twin(
+        "Qwen3NextForCausalLM",
+        "qwen3_next",
+        {**_DELTA_NET, "num_hidden_layers": 4, "layer_types": _LINEAR_LAYERS, **_PARTIAL_ROPE},
+    ),
+    "qwen3.5": Twin(
+        "Qwen3_5ForCausalLM",
+        "qwen3_5_text",
+        {**_DELTA_NET, "num_hidden_layers": 4, "layer_types": _LINEAR_LAYERS, **_PARTIAL_ROPE},
+    ),
+    "qwen3.5-moe": Twin(
+        "Qwen3_5MoeForCausalLM",
+        "qwen3_5_moe_text",
+        {**_DELTA_NET, "num_hidden_layers": 4, "layer_types": _LINEAR_LAYERS, **_PARTIAL_ROPE},
+    ),
 }

@@ -177,9 +177,9 @@ def _backwards(key: str) -> tuple[int, int, int]:
     """Sorts ``weight/...`` and ``site/...`` as backpropagation reaches them."""
     name = key.partition("/")[2]
     if not name.startswith("blocks."):
-        order = ("unembed.", "ln_final.", "embed_ln.", "embed", "pos_embed.", "embed.")
+        order = ("unembed.", "head.", "ln_final.", "embed_ln.", "embed", "pos_embed.", "embed.")
         place = max((len(p), -i) for i, p in enumerate(order) if name.startswith(p))
-        return (0 if -place[1] < 2 else 2, 0, -place[1])
+        return (0 if -place[1] < 3 else 2, 0, -place[1])
     _, layer, part = name.split(".", 2)
     rank = max((len(p), i) for i, p in enumerate(_BACKWARDS) if part.startswith(p))[1]
     return (1, -int(layer), rank)

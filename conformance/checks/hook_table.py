@@ -40,6 +40,19 @@ BEFORE: Mapping[str, tuple[str, ...]] = {
     "mlp_out": ("resid_post",),
 }
 
+#: The same where norms of queries and keys read what is rotated already.
+BEFORE_NORMS_LAST: Mapping[str, tuple[str, ...]] = {
+    **BEFORE,
+    **{
+        kind: after
+        for x in "qk"
+        for kind, after in (
+            (f"attn.{x}_normed", ("attn.scores", "attn.pattern")),
+            (f"attn.rot_{x}", (f"attn.{x}_normed", "attn.scores", "attn.pattern")),
+        )
+    },
+}
+
 #: The library's switches -> the hooks that fire only under them. Axes as of sites; ``heads`` is
 #: one entry per query head or per key/value head, as the port groups them.
 SWITCHES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -112,19 +125,24 @@ def shape(
     return tuple(sizes[a] for a in hook.axes)
 
 
-def out_of_order(fired: Sequence[str], same: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+def out_of_order(
+    fired: Sequence[str],
+    same: Mapping[str, int],
+    before: Mapping[str, tuple[str, ...]] = BEFORE,
+) -> Iterator[tuple[str, str]]:
     """Pairs (earlier, later) of sites that fired the other way round.
 
     Args:
         fired: sites, as they fired.
         same: site -> which hook point shows it; two names of one point have no order.
+        before: kinds of one layer -> what must fire after each.
     """
     place = {site: index for index, site in enumerate(fired)}
     layers = sorted({parse(s).layer or 0 for s in fired if s.startswith("blocks.")})
     pairs = [
         (f"blocks.{layer}.{first}", f"blocks.{layer}.{then}")
         for layer in layers
-        for first, after in BEFORE.items()
+        for first, after in before.items()
         for then in after
     ]
     for layer in layers:

@@ -13,6 +13,8 @@ from conformance.checks.hook_caches import caches
 from conformance.checks.hook_runs import Fired, left_behind, raising, run, shaped_as_promised
 from conformance.checks.hook_switches import switches
 from conformance.checks.hook_table import (
+    BEFORE,
+    BEFORE_NORMS_LAST,
     Published,
     is_site,
     out_of_order,
@@ -217,5 +219,7 @@ def _firing(
     points = context.subject.model.hook_dict
     same_point = {table[name].site: id(points[name]) for name in fired.seen}
     places = [table[n].site for n in dict.fromkeys(fired.order) if is_site(table[n].site)]
-    for first, then in out_of_order(places, same_point):
+    norms_last = context.subject.family.qk_norm_rotated
+    order = BEFORE_NORMS_LAST if norms_last else BEFORE
+    for first, then in out_of_order(places, same_point, order):
         yield structure(first, f"fires after {then}, which is computed from it", on)

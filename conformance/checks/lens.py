@@ -41,6 +41,9 @@ class Lens(Check):
             yield from work.all()
 
 
+_NOT_LINEAR = "what lies between the final norm and the unembedding is not linear"
+
+
 class _Lens:
     """One subject's lenses on one prompt. Called inside the subject's session."""
 
@@ -65,7 +68,10 @@ class _Lens:
     def _lenses(self) -> Iterator[Callable[[], Iterator[Comparison]]]:
         """Those that mean something for this architecture; why the others do not."""
         yield self.accumulated
-        yield self.logit_lens
+        if self.fam.head is None:
+            yield self.logit_lens
+        else:
+            self.check.not_applicable("logit lens", _NOT_LINEAR)
         if self.fam.everywhere("attn_out") and self.fam.everywhere("mlp_out"):
             yield self.decomposed
         else:
@@ -125,6 +131,9 @@ class _Lens:
         weights = self._norm()
         normed = scaled * weights[0] + weights[1]
         yield self._as_site("ln_final", normed, "sum of the parts, norm's scale frozen")
+        if self.fam.head is not None:
+            self.check.not_applicable("attributions to logits", _NOT_LINEAR)
+            return
         w_u, b_u = self._head()
         logits = normed[0] @ w_u[:, [right, wrong]] + b_u[[right, wrong]]
         for what, by in (("the logits", (1.0, 0.0)), ("the logit difference", (1.0, -1.0))):

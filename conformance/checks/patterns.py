@@ -233,15 +233,13 @@ class _Judged:
 
     def mixed(self) -> Comparison:
         """z is the mix of the values shown by the pattern shown."""
-        import torch
-
-        from conformance.diagnose.formulas import gate, values
+        from conformance.diagnose.formulas import values
 
         group = self.context.reference.dims.group
         v = values(self.own, self.formula.clip).repeat_interleave(group, dim=2)
-        due = torch.einsum("bhqk,bkhd->bqhd", self._view("pattern"), v) * gate(self.own)
-        keep = self.prompt.valid[:, :, None, None]
-        return self._same("z", due, self._view("z"), keep, "z = pattern @ v", row_dims=2)
+        due, keep = self.formula.mixed(self.own, v), self.prompt.valid[:, :, None, None]
+        note = "z = pattern @ v" + (", normed" if self.formula.o_norm else "")
+        return self._same("z", due, self._view("z"), keep, note, row_dims=2)
 
     def _same(
         self,
@@ -272,6 +270,7 @@ def _centred(t: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
 
 
 def _formula(context: Context, made: Stored, layer: int) -> Formula:
+    from conformance.diagnose.facts import Norm
     from conformance.diagnose.formulas import Formula, Mask
 
     fam, d = context.reference.family.of(layer), context.reference.dims
@@ -289,6 +288,7 @@ def _formula(context: Context, made: Stored, layer: int) -> Formula:
         slopes=made["slopes"] if alibi else None,
         mask=Mask(window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed),
         sinks=fam.sinks is not None,
+        o_norm=Norm(made.facts["o_norm_eps"], centred=False, offset=0.0) if fam.o_norm else None,
         tiled=fam.tiled,
         temperature=(floor, slope) if floor else None,
     )

@@ -17,7 +17,7 @@ import torch
 from conformance.bounds import ZERO
 from conformance.checks.base import Check, Context, identical, same, structure, within
 from conformance.compare import measure
-from conformance.flags import FLAGS, OPTIONAL, STANDARD, declined, value_biases
+from conformance.flags import FLAGS, OPTIONAL, STANDARD, declined, refused, value_biases
 from conformance.reference import CENTRED
 from conformance.sites import parse
 
@@ -61,6 +61,9 @@ class Processing(Check):
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         self.metrics.update(context.scope.said())
+        if reason := refused(context.subject):
+            self.not_applicable(self.name, reason)
+            return
         held = {flag: self._holds(context.subject, flag) for flag in FLAGS}
         for flag in FLAGS:
             if held[flag]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import torch
-
 from conformance.diagnose import facts
 from conformance.diagnose.formulas import SHOWN, Asked, Formula, Stage, right, values
 from conformance.diagnose.masks import masks
@@ -107,7 +105,7 @@ def _mixed(evidence: Evidence, f: Formula) -> Step:
         def predict(scene: Scene) -> Predicted:
             v = values(scene, clip)
             v = v.repeat(1, 1, group, 1) if tiled else v.repeat_interleave(group, dim=2)
-            return {"attn.z": torch.einsum("bhqk,bkhd->bqhd", scene.truth("attn.pattern"), v)}
+            return {"attn.z": f.mixed(scene, v)}
 
         return predict
 

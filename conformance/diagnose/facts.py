@@ -56,13 +56,22 @@ class Norm:
         return y if b is None else y + b
 
 
+#: Architectures whose config calls the epsilon of their RMSNorm that of a LayerNorm.
+_RMS_UNSAID = frozenset(
+    f"{name}ForCausalLM" for name in ("Mamba", "Mamba2", "FalconMamba", "NemotronH")
+)
+
+
 def norm(config: Any, fam: Family) -> Norm:
     """The norms of a model: all of one kind in every architecture described."""
-    eps = first(config, "rms_norm_eps")
+    eps = first(config, "rms_norm_eps", "norm_eps")
+    if fam.architecture in _RMS_UNSAID:
+        eps = config.layer_norm_epsilon
     centred = eps is None
     if centred:
         # OPT and OLMo state none: torch's own default.
-        eps = first(config, "layer_norm_eps", "layer_norm_epsilon", default=1e-5)
+        names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
+        eps = first(config, *names, default=1e-5)
     return Norm(float(eps), centred, 1.0 if fam.norm_offset else 0.0)
 
 
@@ -108,6 +117,7 @@ _ALIASES = {
 _UNSTATED = {
     "BloomForCausalLM": "gelu_tanh with sqrt(2/pi) = 0.79788456",
     "MptForCausalLM": "gelu",
+    "Lfm2ForCausalLM": "silu",
 }
 
 
@@ -119,7 +129,10 @@ def activation(config: Any, fam: Family) -> str:
     """
     found = _UNSTATED.get(fam.architecture)
     if found is None:
-        names = ("hidden_activation", "hidden_act", "activation_function", "activation", "act_fn")
+        names = (
+            *("mlp_hidden_act", "hidden_activation", "hidden_act"),
+            *("activation_function", "activation", "act_fn"),
+        )
         stated = first(config, *names, default="")
         found = _ALIASES.get(stated, stated)
     if found not in ACTIVATIONS:
@@ -174,6 +187,9 @@ def logit_scale(config: Any) -> tuple[float, str]:
     stated = first(config, "logits_scaling")
     if stated is not None:
         return 1 / float(stated), f"logits_scaling = {stated}"
+    stated = first(config, "lm_head_multiplier")
+    if stated is not None:
+        return float(stated), f"lm_head_multiplier = {stated}"
     stated = first(config, "logit_scale")
     return (1.0, "") if stated is None else (float(stated), f"logit_scale = {stated}")
 

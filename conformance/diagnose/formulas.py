@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from conformance.diagnose.facts import Norm
     from conformance.diagnose.registry import Predicted
     from conformance.diagnose.rotary import Rope
+    from conformance.families import Family
     from conformance.prompts import Prompt
 
 
@@ -115,6 +116,7 @@ class Formula:
         tiled: key heads are repeated a, b, a, b and not a, a, b, b.
         mask: which keys a query sees.
         sinks: a learned score that takes its part of the softmax and is left out.
+        o_norm: norm of what all heads mix, or None.
     """
 
     q_norm: QKNorm | None
@@ -129,6 +131,15 @@ class Formula:
     sinks: bool
     tiled: bool = False
     temperature: tuple[float, float] | None = None
+    o_norm: Norm | None = None
+
+    def mixed(self, scene: Scene, v: torch.Tensor) -> torch.Tensor:
+        """``z`` [batch, pos, head, d_head] of values repeated for each query head."""
+        z = torch.einsum("bhqk,bkhd->bqhd", scene.truth("attn.pattern"), v) * gate(scene)
+        if self.o_norm is None:
+            return z
+        weight = scene.weight("attn.o_norm.w")
+        return self.o_norm(z.flatten(-2), weight).unflatten(-1, z.shape[-2:])
 
 
 def right(evidence: Evidence, layer: int) -> Formula:
@@ -143,19 +154,19 @@ def right(evidence: Evidence, layer: int) -> Formula:
         rule, full = facts.norm(config, fam), fam.qk_norm == "full"
         q_norm, k_norm = QKNorm(rule, full, "q_norm"), QKNorm(rule, full, "k_norm")
     turned = rotary.setting(config, fam, d, layer)
-    rope = None if turned is None else turned.rope()
     cap = facts.first(config, "attn_logit_softcapping")
     return Formula(
         q_norm=q_norm,
         k_norm=k_norm,
         clip=facts.clip(config),
-        q_rope=rope,
-        k_rope=rope,
+        q_rope=None if turned is None else turned.of_queries(),
+        k_rope=None if turned is None else turned.rope(),
         scale=facts.attention_scale(config, fam, d, layer)[0],
         cap=None if cap is None else float(cap),
         slopes=facts.slopes(config, fam, d),
         mask=Mask(window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed),
         sinks=fam.sinks is not None,
+        o_norm=facts.norm(config, fam) if fam.o_norm else None,
         tiled=fam.tiled,
         temperature=facts.temperature(config, fam),
     )
@@ -163,16 +174,23 @@ def right(evidence: Evidence, layer: int) -> Formula:
 
 def compute(scene: Scene, f: Formula, since: Stage, until: Stage) -> Predicted:
     """Values at the sites of stage ``until``, recomputed from the reference's before ``since``."""
-    d, fam = scene.evidence.dims, scene.evidence.family
-    if since > Stage.ROTATED and fam.rotary:
+    d, fam = scene.evidence.dims, _family(scene)
+    if since > Stage.ROTATED and fam.qk_norm_rotated:
+        q, k = scene.truth("attn.q_normed"), scene.truth("attn.k_normed")
+    elif since > Stage.ROTATED and fam.rotary:
         q, k = scene.truth("attn.rot_q"), scene.truth("attn.rot_k")
+    elif fam.qk_norm_rotated:
+        rotated = _rotated(scene, f, scene.truth("attn.q"), scene.truth("attn.k"))
+        if until == Stage.ROTATED:
+            return {"attn.rot_q": rotated[0], "attn.rot_k": rotated[1]}
+        q, k = _normed(scene, f, *rotated)
+        if until == Stage.NORMED:
+            return {"attn.q_normed": q, "attn.k_normed": k}
     else:
         q, k = _before_rotation(scene, f, since)
         if until == Stage.NORMED:
             return {"attn.q_normed": q, "attn.k_normed": k}
-        q, k = (_clipped(t, f.clip) for t in (q, k))
-        q = q if f.q_rope is None else f.q_rope(q, scene.positions)
-        k = k if f.k_rope is None else f.k_rope(k, scene.positions)
+        q, k = _rotated(scene, f, *(_clipped(t, f.clip) for t in (q, k)))
         if until == Stage.ROTATED:
             return {"attn.rot_q": q, "attn.rot_k": k}
     if since > Stage.SCORES:
@@ -232,14 +250,33 @@ class Asked:
 
 
 def _before_rotation(scene: Scene, f: Formula, since: Stage) -> tuple[torch.Tensor, torch.Tensor]:
-    fam = scene.evidence.family
+    fam = _family(scene)
     if fam.qk_norm is not None and since > Stage.NORMED:
         return scene.truth("attn.q_normed"), scene.truth("attn.k_normed")
-    q, k = scene.truth("attn.q"), scene.truth("attn.k")
+    return _normed(scene, f, scene.truth("attn.q"), scene.truth("attn.k"))
+
+
+def _normed(
+    scene: Scene, f: Formula, q: torch.Tensor, k: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     return (
         q if f.q_norm is None else f.q_norm(q, scene),
         k if f.k_norm is None else f.k_norm(k, scene),
     )
+
+
+def _rotated(
+    scene: Scene, f: Formula, q: torch.Tensor, k: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        q if f.q_rope is None else f.q_rope(q, scene.positions),
+        k if f.k_rope is None else f.k_rope(k, scene.positions),
+    )
+
+
+def _family(scene: Scene) -> Family:
+    assert scene.layer is not None
+    return scene.evidence.family.of(scene.layer)
 
 
 def _clipped(t: torch.Tensor, bound: float | None) -> torch.Tensor:

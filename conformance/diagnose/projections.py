@@ -243,5 +243,7 @@ def _joined(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: str) -> t
         return torch.cat([t.flatten(-2) for t in (q, k, v)], dim=-1)
     if layout == "per_head":
         return torch.stack([q, k, v], dim=-2).flatten(-3)
+    if layout == "quarters":
+        return torch.stack([t.unflatten(-2, (4, -1)) for t in (q, v, k)], dim=-3).flatten(-4)
     groups = q.unflatten(-2, (k.shape[-2], -1))
     return torch.cat([groups, k.unsqueeze(-2), v.unsqueeze(-2)], dim=-2).flatten(-3)

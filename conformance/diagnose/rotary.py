@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 Layout = Literal["halves", "adjacent"]
 
 #: Architectures that pair neighbours.
-_ADJACENT = ("GPTJForCausalLM", "CohereForCausalLM")
+_ADJACENT = (
+    *("GPTJForCausalLM", "CodeGenForCausalLM", "CohereForCausalLM", "Cohere2ForCausalLM"),
+    *("GlmForCausalLM", "Glm4ForCausalLM", "Ernie4_5ForCausalLM"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Rope:
         shift: added to every position.
         stretch: positions are multiplied by it.
         count_padding: positions count padding too.
+        growth: (beta, context): what is rotated is multiplied by 1 + beta log(1 + position //
+            context), as Llama 4 scales queries; None for no such factor.
     """
 
     frequencies: torch.Tensor
@@ -42,6 +47,7 @@ class Rope:
     shift: float = 0.0
     stretch: float = 1.0
     count_padding: bool = False
+    growth: tuple[float, float] | None = None
 
     def __call__(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Rotate ``x`` [batch, pos, head, d_head]; dimensions past the pairs stay."""
@@ -53,7 +59,12 @@ class Rope:
         turned, rest = x[..., :width], x[..., width:]
         other = self._partners(turned)
         turned = (turned * cos + self.direction * other * sin) * self.radius
-        return torch.cat([turned, rest], dim=-1)
+        whole = torch.cat([turned, rest], dim=-1)
+        if self.growth is None:
+            return whole
+        beta, context = self.growth
+        factor = 1 + beta * torch.log1p((positions.double() / context).floor())
+        return whole * factor[:, :, None, None]
 
     def _spread(self, table: torch.Tensor) -> torch.Tensor:
         if self.table == "halves":
@@ -76,6 +87,7 @@ class Setting:
         dim: how many dimensions are rotated.
         kind: how frequencies are scaled: ``default``, ``linear``, ``llama3``, ``yarn``.
         parameters: the scaling's own.
+        layout, direction: which dimensions make a pair, and the sense of its turning.
     """
 
     base: float
@@ -83,6 +95,7 @@ class Setting:
     kind: str
     parameters: dict[str, Any]
     layout: Layout
+    direction: int = 1
 
     def rope(self, base: float | None = None, dim: int | None = None) -> Rope:
         """The rotation, with another base or dimension if given.
@@ -97,11 +110,22 @@ class Setting:
             scaled, radius = plain / float(self.parameters["factor"]), 1.0
         elif self.kind == "llama3":
             scaled, radius = _llama3(plain, self.parameters), 1.0
+        elif self.kind == "dynamic" and self.parameters.get("alpha"):  # Hunyuan's
+            n, alpha = dim or self.dim, float(self.parameters["alpha"])
+            scaled, radius = frequencies((base or self.base) * alpha ** (n / (n - 2)), n), 1.0
         elif self.kind == "yarn":
             scaled, radius = _yarn(plain, base or self.base, dim or self.dim, self.parameters)
         else:
             raise KeyError(f"no formula of rotary scaling {self.kind!r}")
-        return Rope(scaled, radius, self.layout, self.layout)
+        return Rope(scaled, radius, self.layout, self.layout, self.direction)
+
+    def of_queries(self) -> Rope:
+        """The rotation of queries, which may grow with their position."""
+        beta = self.parameters.get("llama_4_scaling_beta")
+        if beta is None:
+            return self.rope()
+        context = float(self.parameters["original_max_position_embeddings"])
+        return dataclasses.replace(self.rope(), growth=(float(beta), context))
 
     def unscaled(self) -> Rope:
         """The rotation with its scaling left out."""
@@ -156,11 +180,11 @@ def _mscale(factor: float, m: float) -> float:
 
 def setting(config: Any, fam: Family, d: Dims, layer: int) -> Setting | None:
     """The rotation of one layer, or None if queries are not rotated."""
-    if not fam.rotary:
+    if not fam.of(layer).rotary:
         return None
     layout: Layout = "adjacent" if fam.architecture in _ADJACENT else "halves"
     parameters = _parameters(config, layer)
-    if fam.architecture == "GPTJForCausalLM":
+    if fam.architecture in ("GPTJForCausalLM", "CodeGenForCausalLM"):
         return Setting(10000.0, int(config.rotary_dim or d.d_head), "default", {}, layout)
     part = float(parameters.get("partial_rotary_factor") or 1.0)
     return Setting(
@@ -169,6 +193,7 @@ def setting(config: Any, fam: Family, d: Dims, layer: int) -> Setting | None:
         str(parameters.get("rope_type", "default")),
         parameters,
         layout,
+        -1 if fam.architecture == "NanoChatForCausalLM" else 1,
     )
 
 

@@ -26,12 +26,22 @@ def rotations(asked: Asked) -> Iterator[Proposal | Fitted]:
     assert found is not None
     rope = found.rope()
 
+    growth = None if f.q_rope is None else f.q_rope.growth
+
     def both(changed: Rope | None) -> Formula:
-        return dataclasses.replace(f, q_rope=changed, k_rope=changed)
+        queries = None if changed is None else dataclasses.replace(changed, growth=growth)
+        return dataclasses.replace(f, q_rope=queries, k_rope=changed)
 
     def changed(**fields: Any) -> Formula:
         return both(dataclasses.replace(rope, **fields))
 
+    if growth is not None:
+        yield Proposal(
+            "query_growth_ignored",
+            f"queries are not scaled by position; the checkpoint says llama_4_scaling_beta = "
+            f"{number(growth[0])}",
+            by(dataclasses.replace(f, q_rope=rope)),
+        )
     says = f"the checkpoint says {number(found.base)}"
     for other in rotary.other_bases(evidence.config, found.base):
         yield Proposal(

@@ -18,7 +18,8 @@ class Patterns(Experiment):
     """The constants of the scores' formula; needs no run, for the trace has every tensor.
 
     Results: ``scale`` [layer]; ``temperature/{layer}`` where a layer has one; and ``slopes``
-    [head] where positions enter as alibi. Facts: ``cap`` and ``clip``, each a number or None.
+    [head] where positions enter as alibi. Facts: ``cap``, ``clip`` and ``o_norm_eps``, each a
+    number or None.
     """
 
     uses: ClassVar[tuple[str, ...]] = ("conformance.diagnose.facts", "conformance.families.base")
@@ -44,10 +45,16 @@ class Patterns(Experiment):
 
     def facts(self, on: Apparatus) -> dict[str, Any]:
         from conformance.diagnose import facts
+        from conformance.families import family
 
         config = _config(on)
         cap = facts.first(config, "attn_logit_softcapping")
-        return {"cap": None if cap is None else float(cap), "clip": facts.clip(config)}
+        fam = family(config.architectures[0], config)
+        return {
+            "cap": None if cap is None else float(cap),
+            "clip": facts.clip(config),
+            "o_norm_eps": facts.norm(config, fam).eps if any(f.o_norm for f in fam.every) else None,
+        }
 
 
 def _config(on: Apparatus) -> Any:

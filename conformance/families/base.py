@@ -21,22 +21,29 @@ class Family:
     Attributes:
         architecture: the HuggingFace class name.
         block: path of one block.
-        embed, pos_embed, embed_ln: token embedding, learned positions, norm after embedding.
+        embed, pos_embed, embed_ln: token embedding, learned positions, norm after embedding (which
+            may be the final one, called twice).
+        head: what lies between the final norm and the unembedding and is not linear.
         pos_offset: rows of the position table before position 0 (OPT keeps 2).
         ln1, ln1_post, ln2, ln2_post: norms before and after attention and MLP, relative to the
             block.
         attn: the attention module, relative to the block; ``o`` its output projection. None in
             a block that has none; ``o`` also where no one projection is every token's.
         mixer: what mixes positions in attention's place, or beside it: a state-space model, a
-            linear attention, a short convolution. Its parameters keep HuggingFace's names.
+            linear attention, a short convolution. Its parameters keep HuggingFace's names, and
+            ``mixer_out`` is what its module returns, before any multiplier.
         kv_latent: in latent attention, the projection from a latent to the unrotated part of each
             head's key, and its value.
         q, k, v: separate projections; or ``qkv`` fused, laid out as ``qkv_layout``:
             ``concat`` (all q, all k, all v), ``per_head`` (q, k, v of head 0, of head 1, ...),
-            ``grouped`` (queries of a group, its key, its value; next group).
+            ``grouped`` (queries of a group, its key, its value; next group),
+            ``quarters`` (a quarter of all heads: their q, v, k; next quarter).
         qk_norm: norms of q and k over each head (``per_head``: applied to [batch, pos, head,
             d_head]; ``per_head_transposed``: to [batch, head, pos, d_head]) or over all heads
             at once (``full``).
+        qk_norm_rotated: the norms read what is rotated already.
+        o_norm: norm over all heads' outputs at once, before ``o``; ``z`` is what it returns.
+        down_norm: norm of the MLP's activations before ``down``; ``post`` is what it returns.
         mlp: the module whose input is the MLP's (None: a block has none); ``up``, ``down`` its
             projections, ``gate`` if gated, or ``gate_up`` fused (gate first).
         mlp_contribution: module whose output is added to the residual stream, if it is not
@@ -54,6 +61,8 @@ class Family:
         attn_gate, attn_gate_by: the projection whose ``sigmoid`` or ``softplus`` multiplies what
             the heads mix, each element or each head, before ``o``.
         alibi: positions enter as a slope added to the scores of each head (Press et al. 2022).
+        q_gated: the projection of queries gives, for each head, its query and then a gate whose
+            sigmoid multiplies the head's output (``W_QG``; ``attn.z`` is after it).
         sinks: parameter of per-head attention sinks, relative to ``attn``.
         conv1d: weights are stored [in, out] (HuggingFace's ``Conv1D``).
         norm_offset: norms multiply by 1 + weight (Gemma).
@@ -61,6 +70,8 @@ class Family:
         embed_multiplier: what the embedding's output is multiplied by outside its module.
         residual_multiplier: what attention's and the MLP's outputs are multiplied by before they
             are added to the residual stream (Granite).
+        attn_multiplier: what attention's output alone is multiplied by (Falcon H1).
+        mlp_multiplier: what the MLP's last projection is multiplied by inside its module.
         unnamed: modules or parameters, relative to the block, that TransformerLens has no name
             for (a latent projection, say): they keep HuggingFace's.
         layers: where layers differ, one description for each; empty where all are alike.
@@ -75,6 +86,7 @@ class Family:
     mixer: str | None = None
     mlp: str | None = None
     unembed: str = "lm_head"
+    head: str | None = None
     pos_embed: str | None = None
     pos_offset: int = 0
     embed_ln: str | None = None
@@ -87,10 +99,13 @@ class Family:
     v: str | None = None
     qkv: str | None = None
     kv_latent: str | None = None
-    qkv_layout: Literal["concat", "per_head", "grouped"] = "concat"
+    qkv_layout: Literal["concat", "per_head", "grouped", "quarters"] = "concat"
     q_norm: str | None = None
     k_norm: str | None = None
     qk_norm: Literal["per_head", "per_head_transposed", "full"] | None = None
+    qk_norm_rotated: bool = False
+    o_norm: str | None = None
+    down_norm: str | None = None
     up: str | None = None
     down: str | None = None
     gate: str | None = None
@@ -107,6 +122,7 @@ class Family:
     mlp_reads_ln1: bool = False
     rotary: bool = True
     alibi: bool = False
+    q_gated: bool = False
     sinks: str | None = None
     tiled: bool = False
     indexed: bool = False
@@ -117,9 +133,16 @@ class Family:
     embed_scaled: bool = False
     embed_multiplier: float = 1.0
     residual_multiplier: float = 1.0
+    attn_multiplier: float = 1.0
+    mlp_multiplier: float = 1.0
     notes: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
     layers: tuple[Family, ...] = ()
+
+    @property
+    def one_norm(self) -> bool:
+        """Whether one module is the norm after the embedding and the final one."""
+        return self.embed_ln == self.ln_final
 
     def of(self, layer: int) -> Family:
         """The description of one layer; this one where all are alike."""
@@ -154,6 +177,12 @@ class Family:
     @property
     def gated(self) -> bool:
         return self.gate is not None or self.gate_up is not None
+
+    def multiplier(self, kind: str) -> float:
+        """What a site's module output is multiplied by before it is that site."""
+        if kind == "attn_out":
+            return self.attn_multiplier * self.residual_multiplier
+        return self.residual_multiplier if kind == "mlp_out" else 1.0
 
     def absent(self, layer: int | None = None) -> dict[str, str]:
         """Site kinds that a layer does not have, each with the reason.
@@ -258,6 +287,8 @@ def dims(config: Any) -> Dims:
     d_model = _first(config, "hidden_size", "n_embd", "d_model")
     n_kv = _first(config, "num_key_value_heads", "num_kv_heads", default=n_heads)
     if config.model_type == "falcon" and not config.new_decoder_architecture:
+        n_kv = 1 if config.multi_query else n_heads
+    if config.model_type == "gpt_bigcode":
         n_kv = 1 if config.multi_query else n_heads
     layer_types = _first(config, "layer_types")
     chunked = "chunked_attention" in (layer_types or ())

@@ -51,7 +51,7 @@ def by_layer(fam: Family, sparse: Iterable[object], mlp: str = "mlp") -> Family:
         mlp: path of the plain MLP, relative to the block.
     """
     plain = dataclasses.replace(
-        dense(fam, *(f"{mlp}.{part}_proj" for part in ("gate", "up", "down"))),
+        dense(dataclasses.replace(fam, mlp=mlp)),
         unnamed=tuple(path for path in fam.unnamed if not path.startswith(f"{mlp}.")),
     )
     layers = tuple(fam if experts else plain for experts in sparse)

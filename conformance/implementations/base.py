@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -137,19 +138,28 @@ def shaped(emit: OnSite, prompt: Prompt) -> OnSite:
 
 @contextlib.contextmanager
 def hooked_inputs(
-    modules: Mapping[str, torch.nn.Module], force: Force | None, on_input: OnSite | None
+    modules: Mapping[str, torch.nn.Module],
+    force: Force | None,
+    on_input: OnSite | None,
+    *,
+    second: tuple[str, ...] = (),
 ) -> Iterator[None]:
     """Force and watch the inputs of components for the duration.
 
     Args:
         modules: component name -> module whose first tensor argument is its input.
+        second: components that are the second call of their module, of two in a forward pass.
     """
     if force is None and on_input is None:
         yield
         return
 
     def make(name: str) -> Callable[..., Any]:
+        calls = itertools.cycle((False, True) if name in second else (True,))
+
         def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not next(calls):
+                return None
             if on_input is not None:
                 own = tensor_input(args, kwargs)
                 if own is not None:

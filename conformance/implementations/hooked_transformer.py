@@ -110,6 +110,8 @@ class HookedModel(LensModel):
                 tensor, derived = tensor * self.dims.d_model**0.5, True
             elif name.endswith(".w") and fam.norm_offset:
                 tensor, derived = tensor + 1, True
+            elif ".mlp.act_fn." in name:
+                tensor = tensor.reshape(())  # xIELU's parameters are scalars
             if grouped and name.endswith((".W_K", ".W_V", ".b_K", ".b_V")):
                 name = name.replace("attn.", "attn._")
             found[self._renamed(name)] = PortWeight(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,7 @@ from conformance.implementations.base import (
     stored_buffers,
 )
 from conformance.precision import promoted
-from conformance.weights import split_fused
+from conformance.weights import split_fused, split_gated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,7 +52,8 @@ _PRODUCTS = frozenset(
 _SOFTMAXES = frozenset({torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax})
 _CATS = frozenset({torch.cat, torch.concat})
 
-#: Sites that the attention tap edits itself: they are no module's input or output.
+#: Sites that the attention tap edits itself: they are no module's input or output. (The first two
+#: are, where norms follow the rotation.)
 _EDITED_BY_TAP = ("attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern")
 
 
@@ -81,7 +83,7 @@ class _AttentionTap(TorchFunctionMode):
             return func(*args, **kwargs)
         at = f"blocks.{self._layer}.attn."
         if func in _PRODUCTS and self._of_queries(*args[:2]):
-            if self._edits:
+            if self._edits and not self._family.qk_norm_rotated:
                 args = (*self._edited_product(at, args[0], args[1]), *args[2:])
             self._product = (args[0], args[1])
         elif func in _CATS and self._family.sinks and len(args[0]) == 2:
@@ -90,18 +92,25 @@ class _AttentionTap(TorchFunctionMode):
                 scores = self._edited(at + "scores", scores)
                 args = ((scores, args[0][1]), *args[1:])
                 self._sink_scores = scores
-        elif func in _SOFTMAXES and args and args[0].ndim == 4 and self._sink_scores is None:
-            args = (self._edited(at + "scores", args[0]), *args[1:])
+        elif func in _SOFTMAXES and args and args[0].ndim in (3, 4) and self._sink_scores is None:
+            scores = self._edited(at + "scores", self._by_head(args[0]))
+            args = (scores.reshape(args[0].shape), *args[1:])
         result = func(*args, **kwargs)
-        if func in _SOFTMAXES and result.ndim == 4:
+        if func in _SOFTMAXES and result.ndim in (3, 4):
             if self._sink_scores is None:
-                result = self._edited(at + "pattern", result)
+                pattern = self._edited(at + "pattern", self._by_head(result))
+                result = pattern.reshape(result.shape)
             elif at + "pattern" in self._edits:
                 kept = self._edited(at + "pattern", result[..., :-1])
                 result = torch.cat([kept, result[..., -1:]], dim=-1)
-            self._softmax(args[0] if args else kwargs["input"], result)
+            scores = args[0] if args else kwargs["input"]
+            self._softmax(self._by_head(scores), self._by_head(result))
             self._layer = None  # the first softmax is the pattern; experts may use others
         return result
+
+    def _by_head(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Scores or pattern as [batch, head, query, key], where they are [batch head, ...]."""
+        return tensor if tensor.ndim == 4 else tensor.unflatten(0, (-1, self._dims.n_heads))
 
     def _of_queries(self, left: torch.Tensor, right: torch.Tensor | None = None) -> bool:
         """Whether a product is that of queries and keys: an indexer forms others before it."""
@@ -145,7 +154,8 @@ class _AttentionTap(TorchFunctionMode):
 
     def _softmax(self, scores: torch.Tensor, pattern: torch.Tensor) -> None:
         at = f"blocks.{self._layer}.attn."
-        if self._family.rotary and self._product is not None:
+        rotated_last = self._family.rotary and not self._family.qk_norm_rotated
+        if rotated_last and self._product is not None:
             q, k = self._product[0], self._product[1].transpose(-1, -2)
             if k.shape[1] == self._dims.n_heads != self._dims.n_kv_heads:
                 k = self._once(k)
@@ -242,11 +252,14 @@ class HuggingFaceModel:
             # rows apart.
             batch, pos = prompt.tokens.shape
             inputs["position_ids"] = torch.arange(pos).repeat(batch, 1)
-        tapped = _editing(shaped(on_site, prompt), prompt, edits) if edits else None
+        by_tap = _EDITED_BY_TAP[2 if self.family.qk_norm_rotated else 0 :]
+        tapped = _editing(shaped(on_site, prompt), prompt, edits, by_tap) if edits else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.session(grad=grad))
             stack.enter_context(self._tapped(tapped or shaped(on_site, prompt), edits or {}))
-            stack.enter_context(hooked_inputs(self.components(), force, on_input))
+            second = ("ln_final",) if self.family.one_norm else ()
+            forced = hooked_inputs(self.components(), force, on_input, second=second)
+            stack.enter_context(forced)
             logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
         return logits
 
@@ -288,10 +301,15 @@ class HuggingFaceModel:
             def to(name: str, factor: float = 1.0) -> Callable[[torch.Tensor], None]:
                 return _times(factor, lambda tensor: emit(name, tensor))
 
-            after(fam.embed_ln or fam.embed, to("embed", fam.embed_multiplier))
+            embed = to("embed", fam.embed_multiplier)
+            if fam.one_norm:
+                uses = itertools.cycle((embed, to("ln_final")))
+                after(fam.ln_final, lambda tensor: next(uses)(tensor))
+            else:
+                after(fam.embed_ln or fam.embed, embed)
+                after(fam.ln_final, to("ln_final"))
             if fam.pos_embed:
                 after(fam.pos_embed, to("pos_embed"))
-            after(fam.ln_final, to("ln_final"))
             for layer in range(d.n_layers):
                 self._tap_block(layer, tap, before, after, emit)
             stack.enter_context(tap)
@@ -312,8 +330,9 @@ class HuggingFaceModel:
 
         def to(kind: str) -> Callable[[torch.Tensor], None]:
             # What a branch adds to the stream, where a block scales it on its way.
-            factor = fam.residual_multiplier if kind in ("attn_out", "mlp_out") else 1.0
-            return _times(factor, lambda tensor: emit(f"blocks.{layer}.{kind}", tensor))
+            return _times(
+                fam.multiplier(kind), lambda tensor: emit(f"blocks.{layer}.{kind}", tensor)
+            )
 
         before(at(""), to("resid_pre"))
         after(at(""), to("resid_post"))
@@ -356,7 +375,7 @@ class HuggingFaceModel:
                 f"blocks.{layer}.{kind}", t if n is None else t.unflatten(-1, (n, d.d_head))
             )
 
-        self._tap_projections(layer, after, heads, emit)
+        self._tap_projections(layer, before, after, heads, emit)
         before(at(fam.attn), lambda _: tap.enter(layer))
         after(at(fam.attn), lambda _: tap.leave())
         if fam.o:
@@ -371,6 +390,7 @@ class HuggingFaceModel:
     def _tap_projections(
         self,
         layer: int,
+        before: Callable[..., None],
         after: Callable[..., None],
         heads: Callable[[str, int | None], Callable[[torch.Tensor], None]],
         emit: OnSite,
@@ -383,10 +403,15 @@ class HuggingFaceModel:
                 for name, part in zip("qkv", split_fused(tensor, fam, d), strict=True):
                     version = part._version
                     emit(f"blocks.{layer}.attn.{name}", part)
-                    if name == "q" and fam.qkv_layout == "grouped" and part._version != version:
-                        # Grouped queries are copied out of the projection: put them back.
+                    if part._version == version:
+                        continue
+                    # What was copied out of the projection goes back.
+                    if name == "q" and fam.qkv_layout == "grouped":
                         groups = tensor.unflatten(-1, (d.n_kv_heads, d.group + 2, d.d_head))
                         groups[..., :-2, :] = part.unflatten(-2, (d.n_kv_heads, d.group))
+                    elif fam.qkv_layout == "quarters":
+                        quarters = tensor.unflatten(-1, (4, 3, -1, d.d_head))
+                        quarters[..., "qvk".index(name), :, :] = part.unflatten(-2, (4, -1))
 
             after(fam.at(fam.qkv, layer), fused)
         elif fam.kv_latent:
@@ -400,7 +425,11 @@ class HuggingFaceModel:
             after(fam.at(fam.kv_latent, layer), values)
         elif fam.q:
             for name, count in counts.items():
-                after(fam.at(getattr(fam, name), layer), heads(f"attn.{name}", count))
+                path = fam.at(getattr(fam, name), layer)
+                if name == "q" and fam.q_gated:
+                    after(path, lambda t: emit(f"blocks.{layer}.attn.q", split_gated(t, d)[0]))
+                else:
+                    after(path, heads(f"attn.{name}", count))
         for name, norm in (("q", fam.q_norm), ("k", fam.k_norm)):
             if norm is None:
                 continue
@@ -411,6 +440,9 @@ class HuggingFaceModel:
                 after(fam.at(norm, layer), heads(kind, None))
             else:
                 after(fam.at(norm, layer), _transposed(emit, f"blocks.{layer}.{kind}"))
+            if fam.qk_norm_rotated:
+                rotated = _transposed(emit, f"blocks.{layer}.attn.rot_{name}")
+                before(fam.at(norm, layer), rotated)
 
     def _tap_mlp(
         self,
@@ -468,8 +500,12 @@ def _times(factor: float, use: Callable[[torch.Tensor], None]) -> Callable[[torc
     return scaled
 
 
-def _editing(emit: OnSite, prompt: Prompt, edits: Edits) -> OnSite:
-    """Edit a site, then emit it. Layouts are views: an edit of the view is one of the tensor."""
+def _editing(emit: OnSite, prompt: Prompt, edits: Edits, by_tap: tuple[str, ...]) -> OnSite:
+    """Edit a site, then emit it. Layouts are views: an edit of the view is one of the tensor.
+
+    Args:
+        by_tap: ends of the names of sites that the attention tap edits itself.
+    """
 
     def edit_inside(name: str, view: torch.Tensor) -> None:
         edit = edits.get(name)
@@ -479,7 +515,7 @@ def _editing(emit: OnSite, prompt: Prompt, edits: Edits) -> OnSite:
     shaped_edit = shaped(edit_inside, prompt)
 
     def both(name: str, tensor: torch.Tensor) -> None:
-        if not name.endswith(_EDITED_BY_TAP):
+        if not name.endswith(by_tap):
             shaped_edit(name, tensor)
         emit(name, tensor)
 

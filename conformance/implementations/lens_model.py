@@ -60,6 +60,8 @@ HOOKS: Mapping[str, str] = {
 _JOINT = "the port computes rotated q and k inside a fused attention and shows neither"
 _SPLIT_ROTARY = "the port leaves rotation to HuggingFace's own attention and shows neither"
 
+_WHOLE = "the port wraps the module of each block whole and shows nothing inside"
+
 #: (subject class, architecture or "*", site kind) -> why its hook does not exist or never fires.
 NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
     **{
@@ -68,13 +70,24 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             ("GPTNeoXForCausalLM", _JOINT),
             ("FalconForCausalLM", _JOINT),
             ("Phi3ForCausalLM", _JOINT),
+            ("CodeGenForCausalLM", _JOINT),
             ("GPTJForCausalLM", _SPLIT_ROTARY),
+            ("ModernBertDecoderForCausalLM", _SPLIT_ROTARY),
+            ("NanoChatForCausalLM", _SPLIT_ROTARY),
             ("AfmoeForCausalLM", _SPLIT_ROTARY),
             ("LagunaForCausalLM", _SPLIT_ROTARY),
             ("Llama4ForCausalLM", _SPLIT_ROTARY),
             ("JetMoeForCausalLM", _SPLIT_ROTARY),
+            ("OlmoHybridForCausalLM", _SPLIT_ROTARY),
         )
         for kind in ("attn.rot_q", "attn.rot_k")
+    },
+    **{
+        ("TransformerBridge", "NemotronHForCausalLM", kind): _WHOLE
+        for kind in (
+            *("attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.z"),
+            *("mlp.pre", "mlp.post"),
+        )
     },
     **{
         ("HookedTransformer", "*", kind): "no hook between the norm and the rotation"
@@ -272,7 +285,9 @@ class LensModel(ABC):
             kwargs["attention_mask"] = prompt.mask
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.session(grad=grad))
-            stack.enter_context(hooked_inputs(self.components(), force, on_input))
+            second = ("ln_final",) if self.family.one_norm else ()
+            forced = hooked_inputs(self.components(), force, on_input, second=second)
+            stack.enter_context(forced)
             for site, module in modules.items():
                 if site in sites:
                     output = self._output_reader(site, emit)
@@ -351,6 +366,8 @@ class LensModel(ABC):
         for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"):
             yield name, lambda name=name: getattr(model, name)  # type: ignore[misc]
             for i in layers:
+                if getattr(model.blocks[i], "attn", None) is None:
+                    continue  # a block whose one module is wrapped whole has no such name
                 yield (
                     f"blocks.{i}.attn.{name}",
                     lambda i=i, name=name: getattr(model.blocks[i].attn, name),  # type: ignore[misc]
@@ -358,6 +375,8 @@ class LensModel(ABC):
         for name in ("W_in", "W_gate", "W_out", "b_in", "b_out"):
             yield name, lambda name=name: getattr(model, name)  # type: ignore[misc]
             for i in layers:
+                if getattr(model.blocks[i], "mlp", None) is None:
+                    continue
                 yield (
                     f"blocks.{i}.mlp.{name}",
                     lambda i=i, name=name: getattr(model.blocks[i].mlp, name),  # type: ignore[misc]

@@ -87,6 +87,9 @@ def main() -> int:
         "bloom": fires(
             transformers.BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4)
         ),
+        "codegen": fires(
+            transformers.CodeGenConfig(vocab_size=50, n_embd=32, n_layer=2, n_head=4, rotary_dim=4)
+        ),
     }
     for name, flags in found.items():
         for flag, what in flags.items():
