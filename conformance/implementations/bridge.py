@@ -110,7 +110,7 @@ class BridgeModel(LensModel):
         if self._latent and kind in ("attn.v", *_LATENT_HOOKS):
             return lambda t: t.transpose(1, 2)  # fires on [batch, head, pos, d_head]
         if self._latent and kind == "attn.z":
-            # Whatever heads it shows: what it promises is for the check of hooks to say.
+            # Whatever heads it shows it as: sweeps over heads show whether they are the model's.
             return lambda t: t.flatten(2).unflatten(-1, (d.n_heads, d.d_head_v))
         if kind not in ("attn.q_normed", "attn.k_normed"):
             return None
