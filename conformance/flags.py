@@ -64,6 +64,8 @@ def declined(subject: LensModel, flag: str) -> str | None:
 
 
 def _has_value_bias(subject: LensModel) -> bool:
+    if not any(own.q or own.qkv for own in subject.family.every):
+        return False
     return any(bool((b != 0).any()) for b in value_biases(subject.named_weights()).values())
 
 

@@ -21,7 +21,7 @@ class SiteKind:
     Attributes:
         name: its name without the layer.
         axes: its dimensions, in order, out of ``batch pos token query key head kv_head d_head
-            d_model d_mlp d_qk expert d_vocab``. ``token`` is batch and pos flattened.
+            d_head_v d_model d_mlp d_qk expert d_vocab``. ``token`` is batch and pos flattened.
         component: the component that produces it, for localisation.
     """
 
@@ -33,6 +33,8 @@ class SiteKind:
 _RESID = ("batch", "pos", "d_model")
 _HEADS = ("batch", "pos", "head", "d_head")
 _KV = ("batch", "pos", "kv_head", "d_head")
+_VALUES = ("batch", "pos", "kv_head", "d_head_v")
+_MIXED = ("batch", "pos", "head", "d_head_v")
 _SQUARE = ("batch", "head", "query", "key")
 _MLP = ("batch", "pos", "d_mlp")
 
@@ -42,14 +44,14 @@ BLOCK_KINDS: tuple[SiteKind, ...] = (
     SiteKind("ln1", _RESID, "ln1"),
     SiteKind("attn.q", _HEADS, "attn"),
     SiteKind("attn.k", _KV, "attn"),
-    SiteKind("attn.v", _KV, "attn"),
+    SiteKind("attn.v", _VALUES, "attn"),
     SiteKind("attn.q_normed", _HEADS, "attn"),
     SiteKind("attn.k_normed", _KV, "attn"),
     SiteKind("attn.rot_q", _HEADS, "attn"),
     SiteKind("attn.rot_k", _KV, "attn"),
     SiteKind("attn.scores", _SQUARE, "attn"),
     SiteKind("attn.pattern", _SQUARE, "attn"),
-    SiteKind("attn.z", _HEADS, "attn"),
+    SiteKind("attn.z", _MIXED, "attn"),
     SiteKind("attn.out", _RESID, "attn"),
     SiteKind("attn_out", _RESID, "attn"),
     SiteKind("mixer_out", _RESID, "mixer"),

@@ -61,6 +61,19 @@ def split_fused(
     return groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :]
 
 
+def split_gated(tensor: torch.Tensor, d: Dims) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split the last dimension of a projection's output into queries and their gates.
+
+    Args:
+        tensor: [..., heads * 2 * d_head], a head's query before its gate.
+
+    Returns:
+        Both [..., head, d_head].
+    """
+    parts = tensor.unflatten(-1, (d.n_heads, 2, d.d_head))
+    return parts[..., 0, :], parts[..., 1, :]
+
+
 def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> dict[str, Weight]:
     """All parameters under TransformerLens's names.
 
@@ -124,10 +137,11 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         _as_they_are(out, name, layer, parameters, fam)
         if fam.experts:
             _experts(out, name, layer, parameters, fam, d)
-            if fam.shared and fam.shared_gate:
+            if fam.shared:
                 shared = fam.at(fam.shared, layer)
                 for part, w in (("gate", "W_gate"), ("up", "W_in"), ("down", "W_out")):
                     dense(f"{name}.mlp.shared", f"{shared}.{part}_proj", w, f"b{w[1:]}")
+            if fam.shared_gate:
                 dense(f"{name}.mlp", fam.at(fam.shared_gate, layer), "W_shared", "b_shared")
         elif fam.gate_up:
             key, weight = linear(fam.at(fam.gate_up, layer))
@@ -202,26 +216,45 @@ def _attention(
         for part, count in counts.items():
             path = fam.at(getattr(fam, part), layer)
             key, weight = linear(path)
+            bias = parameters.get(f"{path}.bias")
+            if part == "q" and fam.q_gated:
+                _gated_queries(out, name, path, weight, bias, d)
+                continue
             out[f"{name}.attn.W_{part.upper()}"] = Weight(
                 einops.rearrange(weight, "(h d_head) d_model -> h d_model d_head", h=count), key
             )
-            bias = parameters.get(f"{path}.bias")
             if bias is not None:
                 out[f"{name}.attn.b_{part.upper()}"] = Weight(
                     bias.unflatten(0, (count, d.d_head)), f"{path}.bias"
                 )
-    assert fam.o is not None
-    path = fam.at(fam.o, layer)
-    key, weight = linear(path)
-    out[f"{name}.attn.W_O"] = Weight(
-        einops.rearrange(weight, "d_model (h d_head) -> h d_head d_model", h=d.n_heads), key
-    )
-    bias = parameters.get(f"{path}.bias")
-    if bias is not None:
-        out[f"{name}.attn.b_O"] = Weight(bias, f"{path}.bias")
+    if fam.o:
+        path = fam.at(fam.o, layer)
+        key, weight = linear(path)
+        out[f"{name}.attn.W_O"] = Weight(
+            einops.rearrange(weight, "d_model (h d_head) -> h d_head d_model", h=d.n_heads), key
+        )
+        bias = parameters.get(f"{path}.bias")
+        if bias is not None:
+            out[f"{name}.attn.b_O"] = Weight(bias, f"{path}.bias")
     if fam.sinks and fam.attn:
         key = f"{fam.at(fam.attn, layer)}.{fam.sinks}"
         out[f"{name}.attn.sinks"] = Weight(parameters[key], key)
+
+
+def _gated_queries(
+    out: dict[str, Weight],
+    name: str,
+    path: str,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    d: Dims,
+) -> None:
+    for what, part in zip(("Q", "QG"), split_gated(weight.T, d), strict=True):
+        own = einops.rearrange(part, "d_model h d_head -> h d_model d_head")
+        out[f"{name}.attn.W_{what}"] = Weight(own, f"{path}.weight")
+    if bias is not None:
+        for what, part in zip(("Q", "QG"), split_gated(bias, d), strict=True):
+            out[f"{name}.attn.b_{what}"] = Weight(part, f"{path}.bias")
 
 
 def _experts(
@@ -238,12 +271,15 @@ def _experts(
     out[f"{name}.mlp.W_router"] = Weight(parameters[f"{router}.weight"].T, f"{router}.weight")
     if f"{router}.bias" in parameters:
         out[f"{name}.mlp.b_router"] = Weight(parameters[f"{router}.bias"], f"{router}.bias")
-    both, down = f"{experts}.gate_up_proj", f"{experts}.down_proj"
+    both, down = (f"{experts}.{own}" for own in fam.expert_names)
     for e in range(d.n_experts):
         at = f"{name}.mlp.experts.{e}"
         if fam.expert_layout == "gate_up_out_in":
             gate, up = parameters[both][e].T.chunk(2, dim=-1)
             w_out = parameters[down][e].T
+        elif fam.expert_layout == "gate_up_in_out":
+            gate, up = parameters[both][e].chunk(2, dim=-1)
+            w_out = parameters[down][e]
         else:
             fused = parameters[both][e]
             gate, up, w_out = fused[:, ::2], fused[:, 1::2], parameters[down][e]

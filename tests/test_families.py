@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from fakes import ROOT
+from mixtures import correction, mixture, scored
 from twins import checkpoint, described, huggingface, ran
 
 from conformance.checkpoints.twin_catalogue import TWINS, WINDOW
@@ -66,10 +67,18 @@ def test_an_unknown_architecture_is_refused_with_advice() -> None:
 _IN_BLOCK = (
     *("attn", "o", "mixer", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
     *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
-    *("shared", "shared_gate", "o_norm", "down_norm"),
+    *("shared", "shared_gate", "kv_latent", "attn_gate", "o_norm", "down_norm"),
 )
 _GLOBAL = ("embed", "ln_final", "head", "unembed", "pos_embed", "embed_ln")
-_NO_PATHS = {"architecture", "block", "sinks", "qkv_layout", "qk_norm", "expert_layout"}
+_NO_PATHS = {
+    "architecture",
+    "block",
+    "sinks",
+    "qkv_layout",
+    "qk_norm",
+    "expert_layout",
+    "attn_gate_by",
+}
 
 
 @every_twin
@@ -112,7 +121,7 @@ def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache
     sizes = {
         **{"batch": batch, "pos": pos, "query": pos, "key": pos, "token": batch * pos},
         **{"head": d.n_heads, "kv_head": d.n_kv_heads, "d_head": d.d_head, "d_model": d.d_model},
-        **{"expert": d.n_experts, "d_vocab": d.d_vocab},
+        **{"d_head_v": d.d_head_v, "expert": d.n_experts, "d_vocab": d.d_vocab},
     }
     for name in due:
         shape = found[name].shape
@@ -155,9 +164,13 @@ def test_every_element_of_every_parameter_is_used_exactly_once(twin: str, twin_c
 @every_twin
 def test_the_weights_reproduce_attention(twin: str, twin_cache: Path, weights: Weights) -> None:
     whole, d = described(twin, twin_cache)
-    layer = next((i for i in (LAYER, *range(d.n_layers)) if whole.of(i).attn), None)
-    if layer is None:
-        return  # nothing to reproduce
+    for layer in range(d.n_layers):
+        if whole.of(layer).attn:
+            _reproduces_attention(twin, twin_cache, weights, layer)
+
+
+def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: int) -> None:
+    whole, d = described(twin, twin_cache)
     fam, found = whole.of(layer), ran(twin, twin_cache)
     at = f"blocks.{layer}."
     x = found[at + ("ln1" if fam.ln1 else "resid_pre")]
@@ -165,11 +178,13 @@ def test_the_weights_reproduce_attention(twin: str, twin_cache: Path, weights: W
         value = torch.einsum("bpm,hmd->bphd", x, weights[f"{at}attn.W_{letter}"])
         value = value + weights.get(f"{at}attn.b_{letter}", 0)
         same(value, found[f"{at}attn.{letter.lower()}"])
+    if fam.o is None:
+        return
     z = found[at + "attn.z"]
     out = torch.einsum("bphd,hdm->bpm", z, weights[at + "attn.W_O"])
-    out = (out + weights.get(at + "attn.b_O", 0)) * fam.residual_multiplier
+    out = (out + weights.get(at + "attn.b_O", 0)) * fam.multiplier("attn_out")
     same(out, found[at + ("attn.out" if fam.ln1_post else "attn_out")])
-    if not (fam.q or fam.qkv):
+    if not (fam.q or fam.qkv or fam.kv_latent):
         return
     # Which key/value head belongs to which query head, seen where they meet.
     v = found[at + "attn.v"]
@@ -180,6 +195,14 @@ def test_the_weights_reproduce_attention(twin: str, twin_cache: Path, weights: W
     if fam.o_norm:
         rule = facts.norm(huggingface(twin, twin_cache).model.config, fam)
         mixed = rule(mixed.flatten(-2), weights[at + "attn.o_norm.w"]).unflatten(-1, z.shape[-2:])
+    if fam.attn_gate:
+        gate = x @ weights[f"{at}{fam.attn_gate}.weight"].T
+        soft = torch.nn.functional.softplus
+        gate = gate.sigmoid() if fam.attn_gate_by == "sigmoid" else soft(gate)
+        mixed = mixed * gate.unflatten(-1, (d.n_heads, -1))
+    if fam.q_gated:
+        gate = torch.einsum("bpm,hmd->bphd", x, weights[at + "attn.W_QG"])
+        mixed = mixed * torch.sigmoid(gate + weights.get(at + "attn.b_QG", 0))
     same(mixed, z)
 
 
@@ -215,39 +238,15 @@ def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: in
     if fam.moe:
         logits = x.flatten(0, 1) @ w["W_router"] + w.get("b_router", 0)
         same(logits, found[at + "mlp.router_logits"])
-        out = _mixture(x.flatten(0, 1), logits, w, huggingface(twin, twin_cache).model.config)
+        out = mixture(x.flatten(0, 1), logits, w, huggingface(twin, twin_cache).model.config)
         out = out.reshape(x.shape)
     else:
         pre, linear = ("W_gate", "W_in") if fam.gated else ("W_in", None)
         same(x @ w[pre] + w.get(pre.replace("W", "b"), 0), found[at + "mlp.pre"])
         if linear:
             same(x @ w[linear] + w.get("b_in", 0), found[at + "mlp.pre_linear"])
-        out = found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)
-    same(out * fam.residual_multiplier, found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
-
-
-def _mixture(x: torch.Tensor, logits: torch.Tensor, w: Weights, config: Any) -> torch.Tensor:
-    """Top-k experts, the plain way: one token and one expert at a time."""
-    out = torch.zeros_like(x)
-    top = logits.topk(config.num_experts_per_tok)
-    renormalised = getattr(config, "norm_topk_prob", config.model_type != "jamba")
-    for token, (values, experts) in enumerate(zip(top.values, top.indices, strict=True)):
-        # The softmax over all experts, renormalised over the chosen, is that over the chosen.
-        shares = values.softmax(-1) if renormalised else logits[token].softmax(-1)[experts]
-        for share, expert in zip(shares, experts.tolist(), strict=True):
-            own = {n.split(".")[-1]: t for n, t in w.items() if n.startswith(f"experts.{expert}.")}
-            gate = x[token] @ own["W_gate"] + own.get("b_gate", 0)
-            up = x[token] @ own["W_in"] + own.get("b_in", 0)
-            if config.model_type == "gpt_oss":
-                gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
-                hidden = gate * torch.sigmoid(1.702 * gate) * (up + 1)
-            else:
-                hidden = torch.nn.functional.silu(gate) * up
-            out[token] += share * (hidden @ own["W_out"] + own.get("b_out", 0))
-    if "W_shared" in w:
-        hidden = torch.nn.functional.silu(x @ w["shared.W_gate"]) * (x @ w["shared.W_in"])
-        out += torch.sigmoid(x @ w["W_shared"]) * (hidden @ w["shared.W_out"])
-    return out
+        out = (found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)) * fam.mlp_multiplier
+    same(out * fam.multiplier("mlp_out"), found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
 
 
 def _sinusoids(positions: int, width: int) -> torch.Tensor:
@@ -280,7 +279,9 @@ def test_the_weights_reproduce_embedding_and_unembedding(
     logits = normed @ weights["unembed.W_U"] + weights.get("unembed.b_U", 0)
     logits = logits * (getattr(config, "logit_scale", None) or 1)
     logits = logits / (getattr(config, "logits_scaling", None) or 1)
-    if cap := getattr(config, "final_logit_softcapping", None):
+    logits = logits * (getattr(config, "lm_head_multiplier", None) or 1)
+    caps = (getattr(config, n, None) for n in ("final_logit_softcapping", "logits_soft_cap"))
+    if cap := next(filter(None, caps), None):
         logits = cap * torch.tanh(logits / cap)
     same(logits, found.logits)
 
@@ -298,6 +299,27 @@ def test_some_pre_activations_pass_the_limit_that_clamps_experts(twin_cache: Pat
         pre = x @ weights[f"{at}W_{letter}"].tensor + weights[f"{at}b_{letter}"].tensor
         passed = float((pre > model.model.config.swiglu_limit).double().mean())
         assert 0.0005 < passed < 0.1, letter
+
+
+@every_twin
+def test_routers_choose_clearly_and_by_all_they_have(
+    twin: str, twin_cache: Path, weights: Weights
+) -> None:
+    """No near-tie, which rounding could turn; and a correction bias changes what is chosen."""
+    fam, d = described(twin, twin_cache)
+    config, found = huggingface(twin, twin_cache).model.config, ran(twin, twin_cache)
+    for layer in range(d.n_layers):
+        if not fam.of(layer).moe:
+            continue
+        start = f"blocks.{layer}.mlp."
+        w = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+        k, changed = config.num_experts_per_tok, 0
+        for logits in found[f"{start}router_logits"]:
+            scores, choice = scored(logits, w, config)
+            last, next_best = choice.sort(descending=True).values[k - 1 : k + 1]
+            assert float((last - next_best) / last.abs()) > 1e-4, layer
+            changed += set(choice.topk(k).indices.tolist()) != set(scores.topk(k).indices.tolist())
+        assert correction(w) is None or changed, layer
 
 
 @every_twin
@@ -370,7 +392,17 @@ def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
         reach = length if window is None else window
         allowed = (distance >= 0) & (distance < reach)
         assert not bool((seen & ~allowed).any()), layer
+        if fam.of(layer).indexed:
+            topk = huggingface(twin, twin_cache).model.config.index_topk
+            count = (found[f"blocks.{layer}.attn.pattern"] > 0).sum(-1)
+            assert bool((count == torch.arange(1, length + 1).clamp(max=topk)).all()), layer
+            continue
         near = (distance >= 0) & (distance < min(reach, 8))
+        if chunk := d.chunk(layer):
+            of = torch.arange(length) // chunk
+            other = of[:, None] != of[None]
+            assert not bool((seen & other).any()), layer
+            near &= ~other
         assert bool(seen[near].all()), layer
         if window is not None and window < length:
             edge = distance == window - 1

@@ -237,7 +237,7 @@ def test_a_shift_by_one_position_is_seen() -> None:
     from conformance.explain.whereabouts import find
     from conformance.families import Dims
 
-    dims = Dims(1, 1, 1, 4, 4, 9, 8, 0, (None,))
+    dims = Dims(1, 1, 1, 4, 4, 9, 8, 0, (None,), 4)
     truth = torch.randn(1, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     late = torch.cat([truth[:, :1], truth[:, :-1]], dim=1)
     valid = torch.ones(1, 8, dtype=torch.bool)

@@ -23,6 +23,7 @@ DIMS = Dims(
     n_ctx=96,
     n_experts=0,
     windows=(None, 12),
+    d_head_v=4,
 )
 
 

@@ -18,6 +18,7 @@ AXES = {
     "head",
     "kv_head",
     "d_head",
+    "d_head_v",
     "d_model",
     "d_mlp",
     "d_qk",

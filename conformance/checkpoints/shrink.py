@@ -30,13 +30,13 @@ _SIZES: Mapping[str, Any] = {
     ),
     **dict.fromkeys(("sliding_window", "window_size", "attention_window_size"), WINDOW),
     # --- experts
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 5),
-    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "experts_per_token"), 2),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 5),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "experts_per_token", "moe_k"), 2),
     **dict.fromkeys(("moe_intermediate_size", "expert_dim"), _D_EXPERT),
     **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), _D_SHARED),
     # --- latent attention
     **{"q_lora_rank": 22, "kv_lora_rank": 26, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4},
-    **{"v_head_dim": 9},
+    **{"v_head_dim": 12},
     # --- state-space models and linear attention
     **dict.fromkeys(("state_size", "mamba_d_state", "ssm_state_size"), 7),
     **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 5),

@@ -70,6 +70,18 @@ _OLMO3 = {
 }
 #: Grouped as published, where the config class is not by default.
 _GROUPED = {"num_attention_heads": 6, "num_key_value_heads": 2}
+_SIX_HEADS = {"num_attention_heads": 6, "num_key_value_heads": 6}
+_GROUPS = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}
+_DEEPSEEK_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 40.0,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 32,
+}
 _FALCON = {
     **_IDS,
     "hidden_size": 48,
@@ -78,6 +90,24 @@ _FALCON = {
     "max_position_embeddings": N_CTX,
     "bias": False,
     "alibi": False,
+}
+
+_MAMBA_HEADS = {"mamba_n_heads": 8, "mamba_d_head": 12, "mamba_n_groups": 2}
+_DELTA_NET = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 7,
+    "linear_value_head_dim": 9,
+}
+_LINEAR_LAYERS = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+#: Half of a head of ten is odd: a head of sixteen, a quarter of which is rotated.
+_PARTIAL_ROPE = {
+    "head_dim": 16,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.25,
+    },
 }
 
 TWINS: Mapping[str, Twin] = {
@@ -499,4 +529,248 @@ TWINS: Mapping[str, Twin] = {
     "modernbert-decoder": Twin("ModernBertDecoderForCausalLM", "modernbert-decoder"),
     "cohere2": Twin("Cohere2ForCausalLM", "cohere2", {**_GROUPED, "num_hidden_layers": 4}),
     "exaone4": Twin("Exaone4ForCausalLM", "exaone4", {**_GROUPED, "num_hidden_layers": 4}),
+    # --- mixtures of experts
+    "olmoe": Twin("OlmoeForCausalLM", "olmoe", {**_SIX_HEADS, "intermediate_size": 28}),
+    "flex-olmo": Twin("FlexOlmoForCausalLM", "flex_olmo", {**_SIX_HEADS, "intermediate_size": 28}),
+    "granite-moe": Twin(
+        "GraniteMoeForCausalLM",
+        "granitemoe",
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "intermediate_size": 28,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.21,
+            "logits_scaling": 6.0,
+        },
+    ),
+    "ernie-4.5-moe": Twin(
+        "Ernie4_5_MoeForCausalLM",
+        "ernie4_5_moe",
+        {},
+        # Softmax scores of five experts are near 0.2: a larger bias would choose always the same.
+        {"e_score_correction_bias": 0.15},
+    ),
+    # As GLM-4.5: norms of queries and keys, half of each head rotated, biases, scaled experts.
+    "glm4-moe": Twin(
+        "Glm4MoeForCausalLM",
+        "glm4_moe",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 12,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "routed_scaling_factor": 2.5,
+            "n_routed_experts": 6,
+            "num_nextn_predict_layers": 0,
+        },
+    ),
+    "minimax-m2": Twin(
+        "MiniMaxM2ForCausalLM", "minimax_m2", {"rotary_dim": 6, "intermediate_size": 28}
+    ),
+    # As Trinity: muP's scale of the embedding, scaled experts, two dense layers.
+    "afmoe": Twin(
+        "AfmoeForCausalLM",
+        "afmoe",
+        {
+            "num_hidden_layers": 5,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 10,
+            "num_dense_layers": 2,
+            "num_shared_experts": 1,
+            "global_attn_every_n_layers": 2,
+            "route_scale": 2.826,
+            "mup_enabled": True,
+        },
+    ),
+    "laguna": Twin(
+        "LagunaForCausalLM",
+        "laguna",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 12,
+            "layer_types": [
+                "full_attention",
+                "sliding_attention",
+                "sliding_attention",
+                "full_attention",
+            ],
+            "moe_routed_scaling_factor": 2.5,
+        },
+    ),
+    # Attention's queries and outputs are mixtures of experts, too.
+    "jetmoe": Twin(
+        "JetMoeForCausalLM",
+        "jetmoe",
+        {"num_key_value_heads": 3, "kv_channels": 10, "intermediate_size": 28},
+    ),
+    # As Llama 4 Maverick (experts in every other layer) with Scout's norm of queries and keys.
+    "llama4": Twin(
+        "Llama4ForCausalLM",
+        "llama4_text",
+        {
+            "num_hidden_layers": 4,
+            "intermediate_size": 28,
+            "intermediate_size_mlp": 80,
+            "num_experts_per_tok": 1,
+            "moe_layers": [1, 3],
+            "no_rope_layers": [1, 0, 0, 1],
+            "attention_chunk_size": 20,
+            "floor_scale": 5,
+        },
+    ),
+    # --- latent attention
+    # With a padding token the row of it is made zero whenever the model is loaded (transformers 5).
+    "youtu": Twin("YoutuForCausalLM", "youtu", {"pad_token_id": None}),
+    # As DeepSeek-V2: the best of each group of experts counts, and shares are not renormalised.
+    "deepseek-v2": Twin(
+        "DeepseekV2ForCausalLM",
+        "deepseek_v2",
+        {
+            **_GROUPS,
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 16.0,
+            "first_k_dense_replace": 1,
+            "num_experts_per_tok": 3,
+            "rope_parameters": {**_DEEPSEEK_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+        },
+    ),
+    # DeepSeek-V2-Lite: queries without a latent of their own.
+    "deepseek-v2-lite": Twin(
+        "DeepseekV2ForCausalLM",
+        "deepseek_v2",
+        {"q_lora_rank": None, "first_k_dense_replace": 1, "num_experts_per_tok": 2},
+    ),
+    # As DeepSeek-V3: groups of experts, a correction bias, yarn with its factor of the scores.
+    "deepseek-v3": Twin(
+        "DeepseekV3ForCausalLM",
+        "deepseek_v3",
+        {
+            **_GROUPS,
+            "num_experts_per_tok": 3,
+            "first_k_dense_replace": 1,
+            "rope_parameters": _DEEPSEEK_YARN,
+            "num_nextn_predict_layers": 0,
+        },
+    ),
+    # As GLM-5: an indexer chooses the keys of each query; one layer uses the choice of another.
+    # With few heads of the indexer many keys would score exactly zero, and the choice be a tie.
+    "glm-moe-dsa": Twin(
+        "GlmMoeDsaForCausalLM",
+        "glm_moe_dsa",
+        {
+            "num_hidden_layers": 4,
+            "n_routed_experts": 6,
+            "first_k_dense_replace": 1,
+            "index_topk": 9,
+            "index_n_heads": 20,
+            "index_head_dim": 14,
+            "indexer_types": ["full", "full", "shared", "full"],
+        },
+    ),
+    "glm4-moe-lite": Twin("Glm4MoeLiteForCausalLM", "glm4_moe_lite", {"n_routed_experts": 6}),
+    # --- State-space models, linear attention and convolutions ---------------------------------
+    "mamba2": Twin("Mamba2ForCausalLM", "mamba2", {"num_heads": 8, "head_dim": 12, "n_groups": 2}),
+    "falcon-mamba": Twin("FalconMambaForCausalLM", "falcon_mamba", {"intermediate_size": 96}),
+    "bamba": Twin(
+        "BambaForCausalLM",
+        "bamba",
+        {**_MAMBA_HEADS, "num_hidden_layers": 4, "attn_layer_indices": [1, 3]},
+    ),
+    "lfm2": Twin(
+        "Lfm2ForCausalLM",
+        "lfm2",
+        {
+            "num_hidden_layers": 4,
+            "block_auto_adjust_ff_dim": False,
+            "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        },
+    ),
+    # Multipliers as in Falcon-H1-0.5B.
+    "falcon-h1": Twin(
+        "FalconH1ForCausalLM",
+        "falcon_h1",
+        {
+            **_MAMBA_HEADS,
+            "mamba_d_ssm": 96,
+            "embedding_multiplier": 5.656854249492381,
+            "lm_head_multiplier": 0.0390625,
+            "mlp_multipliers": [0.8838834764831845, 0.5859375],
+            "ssm_multipliers": [
+                0.3535533905932738,
+                0.25,
+                0.3535533905932738,
+                0.5,
+                0.3535533905932738,
+            ],
+            "ssm_in_multiplier": 1.25,
+            "ssm_out_multiplier": 0.23570226039551587,
+            "attention_out_multiplier": 0.9375,
+            "key_multiplier": 0.39062499999999994,
+        },
+    ),
+    # No experts, as in Granite 4.0 H 350M, 1B and Micro.
+    "granite-hybrid": Twin(
+        "GraniteMoeHybridForCausalLM",
+        "granitemoehybrid",
+        {
+            **_MAMBA_HEADS,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 4,
+            "layer_types": [
+                "linear_attention",
+                "full_attention",
+                "linear_attention",
+                "full_attention",
+            ],
+            "position_embedding_type": "nope",
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.21,
+            "logits_scaling": 8.0,
+        },
+    ),
+    "nemotron-h": Twin(
+        "NemotronHForCausalLM",
+        "nemotron_h",
+        {
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 12,
+            "n_groups": 2,
+            "layers_block_type": [
+                *("linear_attention", "mlp", "linear_attention", "full_attention"),
+                *("mlp", "full_attention"),
+            ],
+        },
+    ),
+    "olmo-hybrid": Twin(
+        "OlmoHybridForCausalLM",
+        "olmo_hybrid",
+        {
+            **_DELTA_NET,
+            "num_hidden_layers": 4,
+            "layer_types": _LINEAR_LAYERS,
+            "linear_num_value_heads": 2,
+        },
+    ),
+    "qwen3-next": Twin(
+        "Qwen3NextForCausalLM",
+        "qwen3_next",
+        {**_DELTA_NET, "num_hidden_layers": 4, "layer_types": _LINEAR_LAYERS, **_PARTIAL_ROPE},
+    ),
+    "qwen3.5": Twin(
+        "Qwen3_5ForCausalLM",
+        "qwen3_5_text",
+        {**_DELTA_NET, "num_hidden_layers": 4, "layer_types": _LINEAR_LAYERS, **_PARTIAL_ROPE},
+    ),
+    "qwen3.5-moe": Twin(
+        "Qwen3_5MoeForCausalLM",
+        "qwen3_5_moe_text",
+        {**_DELTA_NET, "num_hidden_layers": 4, "layer_types": _LINEAR_LAYERS, **_PARTIAL_ROPE},
+    ),
 }

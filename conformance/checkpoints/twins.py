@@ -55,12 +55,14 @@ def build_twin(name: str, seed: int, target: Path) -> None:
 
 
 def fill(model: torch.nn.Module, seed: int, gains: Mapping[str, float] | None = None) -> None:
-    """Draw every parameter from ``seed``, in place.
+    """Draw every parameter, and every buffer that is stored, from ``seed``, in place.
 
     Args:
         gains: end of a parameter's name -> a further factor of its standard deviation.
     """
     import torch
+
+    from conformance.implementations.base import stored_buffers
 
     generator = torch.Generator().manual_seed(seed)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
@@ -76,6 +78,8 @@ def fill(model: torch.nn.Module, seed: int, gains: Mapping[str, float] | None = 
                 parameter.copy_(_TABLE_STD * noise)
             else:
                 parameter.copy_(_MATRIX_GAIN / math.sqrt(min(parameter.shape[-2:])) * noise)
+        for buffer in stored_buffers(model).values():
+            buffer.add_(_VECTOR_STD * torch.randn(buffer.shape, generator=generator))
 
 
 def save_tokenizer(target: Path, vocab_size: int) -> None:

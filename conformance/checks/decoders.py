@@ -20,6 +20,11 @@ class Decoder:
         """Logits [batch, pos, d_vocab] of the next tokens [batch, pos]."""
         raise NotImplementedError
 
+    @property
+    def kept(self) -> bool:
+        """Whether there is a cache to go on from, after a step."""
+        return True
+
     def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Keys and values of the first row, [pos, kv_head, d_head]; None if nothing was kept."""
         raise NotImplementedError
@@ -40,6 +45,10 @@ class _BridgeDecoder(Decoder):
         logits: torch.Tensor
         logits, self._cache = self._model(tokens, return_type="logits_and_cache", **options)
         return logits
+
+    @property
+    def kept(self) -> bool:
+        return self._cache is not None
 
     def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         cache: Any = self._cache

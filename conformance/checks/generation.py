@@ -19,6 +19,9 @@ from conformance.checks.decoders import decoder_of
 from conformance.experiments.batching import padded
 from conformance.experiments.generation import (
     ALONE,
+    AT_ONCE,
+    SINGLE,
+    SINGLY,
     STEERED,
     fewer,
     keeping_heads,
@@ -40,8 +43,6 @@ if TYPE_CHECKING:
 FEW = 8
 #: Tokens sampled, three times.
 SAMPLED = 4
-#: Single tokens decoded before the rest is decoded at once.
-SINGLE = 12
 _SEED = 0
 
 
@@ -86,6 +87,9 @@ class Generation(Check):
         few = min(count, FEW) if context.scope.large else count
         for cached, n in ((True, count), (False, few)):
             how = f"{n} tokens with{'' if cached else 'out'} a cache"
+            if cached and ALONE in stored.facts["disagrees"]:
+                self.not_applicable(how, stored.facts["disagrees"][ALONE])
+                continue
             made = self._generate(context, how, alone, n, cached)
             if made is None:
                 self._right = False
@@ -96,7 +100,10 @@ class Generation(Check):
                 yield comparison
         yield from self._batch(context, stored, found, fewer(subject.dims, context.scope))
         yield from self._steered(context, stored, alone)
-        yield from self._sampled(context, alone, min(count, SAMPLED))
+        if ALONE in stored.facts["disagrees"]:
+            self.not_applicable("sampled tokens", stored.facts["disagrees"][ALONE])
+        else:
+            yield from self._sampled(context, alone, min(count, SAMPLED))
 
     def _generate(
         self,
@@ -128,7 +135,10 @@ class Generation(Check):
             options["padding_side"] = "left"
         with self.port(f"generating {doing}", "logits"), subject.session():
             result = subject.model.generate(tokens, **options)
-            return Made(result.sequences, torch.stack(list(result.logits), dim=1))
+            if hasattr(result, "sequences"):
+                return Made(result.sequences, torch.stack(list(result.logits), dim=1))
+            note = f"generating {doing} returned a bare {type(result).__name__}, not the logits too"
+            self.comparisons.append(structure("logits", note))
         return None
 
     def _batch(
@@ -185,6 +195,9 @@ class Generation(Check):
 
         for cached, n in ((True, count), (False, min(count, FEW))):
             how = f"{n} tokens with{'' if cached else 'out'} a cache, a vector added at {site}"
+            if cached and STEERED in stored.facts["disagrees"]:
+                self.not_applicable(how, stored.facts["disagrees"][STEERED])
+                continue
             found: Made | None = None
             with contextlib.ExitStack() as stack:
                 with self.port(f"entering hooks({name})", site):
@@ -229,16 +242,21 @@ class Generation(Check):
             if made is None:
                 return
             logits.append(made)
+            if not decoder.kept and SINGLY in stored.facts["disagrees"]:
+                self.not_applicable("decoding step by step", stored.facts["disagrees"][SINGLY])
+                return
+            if not decoder.kept:
+                yield structure("logits", "decoding step by step: no cache came back", ALONE)
+                return
             if right == start:
                 yield from self._cache(context, stored, decoder)
-        parts = {
-            "prompt": (0, start),
-            "single tokens": (start, single),
-            "several tokens at once": (single, whole.shape[1]),
-        }
+        parts = {"prompt": (0, start), SINGLY: (start, single), AT_ONCE: (single, whole.shape[1])}
         found = project(torch.cat(logits, dim=1))[0]
         truth = stored[f"{ALONE}/logits"]
         for what, (left, right) in parts.items():
+            if what in stored.facts["disagrees"]:
+                self.not_applicable(f"decoding {what}", stored.facts["disagrees"][what])
+                continue
             yield agree(
                 stored,
                 f"{ALONE}/logits",

@@ -135,7 +135,8 @@ def _by_weight(
         name: torch.zeros_like(p) if g is None else g
         for (name, p), g in zip(leaves.items(), pulled, strict=True)
     }
-    return {f"weight/{name}": g for name, g in entries(reached, fam, d).items()}
+    judged = context.experiment(Gradients.name)  # without what the model does not learn
+    return {k: g for n, g in entries(reached, fam, d).items() if (k := f"weight/{n}") in judged}
 
 
 def _as_the_port_holds(

@@ -115,6 +115,7 @@ def shape(
     d = context.reference.dims
     sizes = {"batch": batch, "pos": pos, "query": pos, "key": pos, "token": batch * pos, "one": 1}
     sizes |= {"head": d.n_heads, "kv_head": d.n_kv_heads, "d_head": d.d_head}
+    sizes["d_head_v"] = d.d_head_v
     sizes |= {"d_model": d.d_model, "d_vocab": d.d_vocab}
     sizes |= {"heads": d.n_kv_heads if grouped else d.n_heads}
     assert hook.axes is not None

@@ -123,7 +123,8 @@ class _Judged:
         yield self.rows()
         yield self.softmax()
         yield from self.scores()
-        yield self.mixed()
+        if not {"attn.v", "attn.z"} & set(self.context.reference.family.absent(self.layer)):
+            yield self.mixed()
 
     def _view(self, kind: str) -> torch.Tensor:
         return self.own.truth(f"attn.{kind}")
@@ -157,12 +158,17 @@ class _Judged:
         """Bit for bit nothing where the mask forbids."""
         import torch
 
-        pattern, valid, window = self._view("pattern"), self.prompt.valid, self.formula.mask.window
+        from conformance.diagnose.formulas import same_chunk
+
+        pattern, valid = self._view("pattern"), self.prompt.valid
+        window, chunk = self.formula.mask.window, self.formula.mask.chunk
         n = torch.arange(pattern.shape[-1])
         back = (n[:, None] - n[None, :])[None, None]
         forbidden = {"above the diagonal": back < 0}
         if window is not None:
             forbidden[f"outside the window of {window}"] = back >= window
+        if chunk is not None:
+            forbidden[f"outside the chunk of {chunk}"] = ~same_chunk(self.prompt, chunk)
         if not bool(valid.all()):
             forbidden["on padding"] = ~valid[:, None, None, :]
         for what, where in forbidden.items():
@@ -269,6 +275,8 @@ def _formula(context: Context, made: Stored, layer: int) -> Formula:
 
     fam, d = context.reference.family.of(layer), context.reference.dims
     alibi = "slopes" in made
+    name = f"temperature/{layer}"
+    floor, slope = made[name].tolist() if name in made else (0.0, 0.0)
     return Formula(
         q_norm=None,
         k_norm=None,
@@ -278,7 +286,9 @@ def _formula(context: Context, made: Stored, layer: int) -> Formula:
         scale=float(made["scale"][layer]),
         cap=made.facts["cap"],
         slopes=made["slopes"] if alibi else None,
-        mask=Mask(window=d.windows[layer]),
+        mask=Mask(window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed),
         sinks=fam.sinks is not None,
         o_norm=Norm(made.facts["o_norm_eps"], centred=False, offset=0.0) if fam.o_norm else None,
+        tiled=fam.tiled,
+        temperature=(floor, slope) if floor else None,
     )

@@ -37,8 +37,10 @@ class Weights(Check):
         expected = canonical(context.parameters, fam, d)
         yield from _unclaimed(context, expected)
         port = subject.convention(expected)
-        named = subject.named_weights()
-        raw = subject.raw_parameters()
+        named: dict[str, torch.Tensor] = {}
+        with self.port("reading the weights by their names"):
+            named = subject.named_weights()
+        raw = {**subject.raw_parameters(), **subject.raw_buffers()}
         held: set[str] = set()
         filled: list[str] = []
         for name, tensor in named.items():

@@ -56,9 +56,17 @@ class Norm:
         return y if b is None else y + b
 
 
+#: Architectures whose config calls the epsilon of their RMSNorm that of a LayerNorm.
+_RMS_UNSAID = frozenset(
+    f"{name}ForCausalLM" for name in ("Mamba", "Mamba2", "FalconMamba", "NemotronH")
+)
+
+
 def norm(config: Any, fam: Family) -> Norm:
     """The norms of a model: all of one kind in every architecture described."""
-    eps = first(config, "rms_norm_eps")
+    eps = first(config, "rms_norm_eps", "norm_eps")
+    if fam.architecture in _RMS_UNSAID:
+        eps = config.layer_norm_epsilon
     centred = eps is None
     if centred:
         # OPT and OLMo state none: torch's own default.
@@ -109,6 +117,7 @@ _ALIASES = {
 _UNSTATED = {
     "BloomForCausalLM": "gelu_tanh with sqrt(2/pi) = 0.79788456",
     "MptForCausalLM": "gelu",
+    "Lfm2ForCausalLM": "silu",
 }
 
 
@@ -120,7 +129,10 @@ def activation(config: Any, fam: Family) -> str:
     """
     found = _UNSTATED.get(fam.architecture)
     if found is None:
-        names = ("hidden_activation", "hidden_act", "activation_function", "activation", "act_fn")
+        names = (
+            *("mlp_hidden_act", "hidden_activation", "hidden_act"),
+            *("activation_function", "activation", "act_fn"),
+        )
         stated = first(config, *names, default="")
         found = _ALIASES.get(stated, stated)
     if found not in ACTIVATIONS:
@@ -147,9 +159,27 @@ def attention_scale(config: Any, fam: Family, d: Dims, layer: int) -> tuple[floa
     stated = first(config, "attention_multiplier")
     if stated is not None:
         return float(stated), f"attention_multiplier = {stated}"
+    if fam.kv_latent and (factor := _yarn_factor(config)) != 1.0:
+        return factor * d.d_head**-0.5, f"{factor:.4f}/sqrt({d.d_head}): yarn's mscale_all_dim"
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
         return d.d_head**-0.5 / (layer + 1), "1/sqrt(d_head)/(layer + 1)"
     return d.d_head**-0.5, f"1/sqrt({d.d_head})"
+
+
+def temperature(config: Any, fam: Family) -> tuple[float, float] | None:
+    """How Llama 4 sharpens attention of layers without rotation: tokens a step, and the slope."""
+    if fam.rotary or not first(config, "attn_temperature_tuning"):
+        return None
+    return float(config.floor_scale), float(config.attn_scale)
+
+
+def _yarn_factor(config: Any) -> float:
+    """What DeepSeek multiplies scores by where its rotary embedding is scaled."""
+    rope = first(config, "rope_parameters", default={})
+    dims, factor = rope.get("mscale_all_dim", 0), rope.get("factor", 1.0)
+    if not dims or factor <= 1 or rope.get("rope_type") == "default":
+        return 1.0
+    return float((0.1 * dims * math.log(factor) + 1.0) ** 2)
 
 
 def logit_scale(config: Any) -> tuple[float, str]:
@@ -157,6 +187,9 @@ def logit_scale(config: Any) -> tuple[float, str]:
     stated = first(config, "logits_scaling")
     if stated is not None:
         return 1 / float(stated), f"logits_scaling = {stated}"
+    stated = first(config, "lm_head_multiplier")
+    if stated is not None:
+        return float(stated), f"lm_head_multiplier = {stated}"
     stated = first(config, "logit_scale")
     return (1.0, "") if stated is None else (float(stated), f"logit_scale = {stated}")
 

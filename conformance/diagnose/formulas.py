@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from conformance.bounds import MASKED_BELOW
 from conformance.diagnose import facts, rotary
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from conformance.diagnose.registry import Predicted
     from conformance.diagnose.rotary import Rope
     from conformance.families import Family
+    from conformance.prompts import Prompt
 
 
 class Stage(enum.IntEnum):
@@ -60,6 +62,8 @@ class Mask:
         padding: whether padding is hidden.
         lonely: what a query does that would see nothing: ``own`` keeps what it should see,
             ``all`` spreads evenly over every key.
+        chunk: keys of a query's own chunk of this length only; chunks begin after left padding.
+        indexed: of these keys, those that an indexer chose, as the reference's scores show it.
         stray: the right window, where keys beyond it are seen whether or not they are padding.
     """
 
@@ -68,6 +72,8 @@ class Mask:
     padding: bool = True
     lonely: Literal["own", "all"] = "own"
     stray: int | None = None
+    chunk: int | None = None
+    indexed: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,8 @@ class Formula:
         clip: bound of queries, keys and values, or None.
         q_rope, k_rope: their rotation, or None.
         scale: of products of queries and keys.
+        temperature: (floor, slope): scores of the query at position i are multiplied by
+            1 + slope log(1 + floor((i + 1) / floor)) (Llama 4), or None.
         cap: scores are cap tanh(score / cap), or None.
         slopes: alibi slopes [head], or None.
         tiled: key heads are repeated a, b, a, b and not a, a, b, b.
@@ -122,11 +130,12 @@ class Formula:
     mask: Mask
     sinks: bool
     tiled: bool = False
+    temperature: tuple[float, float] | None = None
     o_norm: Norm | None = None
 
     def mixed(self, scene: Scene, v: torch.Tensor) -> torch.Tensor:
         """``z`` [batch, pos, head, d_head] of values repeated for each query head."""
-        z = torch.einsum("bhqk,bkhd->bqhd", scene.truth("attn.pattern"), v)
+        z = torch.einsum("bhqk,bkhd->bqhd", scene.truth("attn.pattern"), v) * gate(scene)
         if self.o_norm is None:
             return z
         weight = scene.weight("attn.o_norm.w")
@@ -155,9 +164,11 @@ def right(evidence: Evidence, layer: int) -> Formula:
         scale=facts.attention_scale(config, fam, d, layer)[0],
         cap=None if cap is None else float(cap),
         slopes=facts.slopes(config, fam, d),
-        mask=Mask(window=d.windows[layer]),
+        mask=Mask(window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed),
         sinks=fam.sinks is not None,
         o_norm=facts.norm(config, fam) if fam.o_norm else None,
+        tiled=fam.tiled,
+        temperature=facts.temperature(config, fam),
     )
 
 
@@ -187,6 +198,10 @@ def compute(scene: Scene, f: Formula, since: Stage, until: Stage) -> Predicted:
     repeats = (1, 1, d.group, 1)
     k = k.repeat(*repeats) if f.tiled else k.repeat_interleave(d.group, dim=2)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * f.scale
+    if f.temperature is not None:
+        floor, slope = f.temperature
+        steps = torch.arange(1, scores.shape[-2] + 1).div(floor, rounding_mode="floor")
+        scores = scores * (1 + slope * steps.double().log1p())[:, None]
     if f.cap is not None:
         scores = f.cap * torch.tanh(scores / f.cap)
     if f.slopes is not None:
@@ -273,6 +288,18 @@ def values(scene: Scene, bound: float | None) -> torch.Tensor:
     return _clipped(scene.truth("attn.v"), bound)
 
 
+def gate(scene: Scene) -> torch.Tensor | float:
+    """What multiplies the values as they are mixed, [batch, pos, head, d_head or 1]."""
+    fam, d = scene.evidence.family, scene.evidence.dims
+    if fam.attn_gate is None:
+        return 1.0
+    weight = scene.weight(f"{fam.attn_gate}.weight")
+    assert weight is not None
+    x = scene.truth("ln1" if fam.ln1 else "resid_pre") @ weight.T
+    x = x.sigmoid() if fam.attn_gate_by == "sigmoid" else torch.nn.functional.softplus(x)
+    return x.unflatten(-1, (d.n_heads, -1))
+
+
 def visible(scene: Scene, mask: Mask) -> torch.Tensor:
     """Bool [batch, head (1), query, key]: which keys each query sees."""
     n = torch.arange(scene.prompt.tokens.shape[1])
@@ -281,10 +308,23 @@ def visible(scene: Scene, mask: Mask) -> torch.Tensor:
     if mask.window is not None:
         seen = seen & (back < mask.window)
     seen = seen.expand(scene.prompt.tokens.shape[0], 1, *seen.shape)
+    if mask.chunk is not None:
+        seen = seen & same_chunk(scene.prompt, mask.chunk)
+    if mask.indexed:
+        site = f"blocks.{scene.layer}.attn.scores"
+        seen = seen & (scene.evidence.reference.truth(scene.name, site) > MASKED_BELOW)
     if mask.padding and scene.prompt.mask is not None:
         real = scene.prompt.mask.bool()[:, None, None, :]
         seen = seen & (real if mask.stray is None else real | (back >= mask.stray))
     return seen
+
+
+def same_chunk(prompt: Prompt, chunk: int) -> torch.Tensor:
+    """Bool [batch, head (1), query, key]: which keys are of the query's own chunk."""
+    start = prompt.valid.int().argmax(-1)  # tokens of padding on the left
+    of = torch.arange(prompt.tokens.shape[1])[None] - start[:, None]
+    of = of.div(chunk, rounding_mode="floor")
+    return (of[:, :, None] == of[:, None, :])[:, None]
 
 
 def softmax(scene: Scene, scores: torch.Tensor, *, sinks: bool) -> torch.Tensor:

@@ -9,6 +9,7 @@ by a tie, that is a fact about the reference.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -36,6 +37,14 @@ FEWER = 8
 #: The sequence that is generated from alone, and whose cache is kept.
 ALONE = "unequal1"
 STEERED = "steered"
+#: Single tokens decoded after a prompt, before the rest is decoded at once.
+SINGLE = 12
+#: What is decoded with a cache after the prompt.
+SINGLY, AT_ONCE = "single tokens", "several tokens at once"
+
+
+#: What forward passes of transformers call the cache that they return and take.
+_CACHES = ("past_key_values", "cache_params", "state")
 
 
 def steps(dims: Dims, scope: Scope) -> int:
@@ -84,7 +93,8 @@ class Generation(Experiment):
     ``{name}/tokens`` [pos], ``{name}/logits`` [pos, 16] (projected) and ``{name}/margins`` [pos];
     the cache after the prompt :data:`ALONE`, each ``{what}/{layer}`` [pos, kv_head, d_head]:
     ``keys`` and ``values`` as HuggingFace keeps them, ``unrotated`` keys as they were before
-    their rotation. Facts: ``size`` of the edit, ``disagrees`` where ``generate`` does.
+    their rotation. Facts: ``size`` of the edit, ``disagrees`` where ``generate``
+    or decoding with a cache does.
     """
 
     uses: ClassVar[tuple[str, ...]] = (
@@ -96,7 +106,7 @@ class Generation(Experiment):
         self._disagrees: dict[str, str] = {}
         #: The model last run, and what it generated: with its weights moved, it does so again.
         self._ran: Callable[[], HuggingFaceModel | None] = lambda: None
-        self._proposed: dict[str, torch.Tensor] = {}
+        self._proposed: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def run(self, on: Apparatus) -> Iterator[tuple[str, torch.Tensor]]:
         model = on.model
@@ -115,6 +125,7 @@ class Generation(Experiment):
         yield from _results(STEERED, tokens, logits)
         if not again:
             self._batch(model, list(found.values()), list(whole.values()), count)
+            self._stepwise(model, whole[ALONE], len(found[ALONE]))
             self._ran = weakref.ref(model)
         yield from _cache(model, found[ALONE], on.scope)
 
@@ -132,8 +143,8 @@ class Generation(Experiment):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The greedy sequence, prompt and all, and its logits [pos, d_vocab]."""
         if name not in self._proposed:
-            self._proposed[name] = _generate(model, tokens[None], None, count, edit)[0]
-        proposed = self._proposed[name]
+            self._proposed[name] = _generate(model, tokens[None], None, count, edit)
+        proposed, scores = (made[0] for made in self._proposed[name])
         sequence = proposed.new_zeros(len(tokens) + count)
         sequence[: len(proposed)] = proposed
         edits = None if edit is None else dict([edit])
@@ -150,7 +161,7 @@ class Generation(Experiment):
             sequence = sequence.clone()
             sequence[at + 1 :] = chosen[at:-1]
         if self._ran() is not model:
-            self._note(name, sequence, proposed, margins(logits))
+            self._note(name, sequence, proposed, logits, scores)
         return sequence, logits
 
     def _batch(
@@ -161,21 +172,69 @@ class Generation(Experiment):
         count: int,
     ) -> None:
         prompt = padded(rows, "left")
-        proposed = _generate(model, prompt.tokens, prompt.mask, count, None)
+        proposed, scores = _generate(model, prompt.tokens, prompt.mask, count, None)
         for i, row in enumerate(rows):
             sequence = whole[i][: len(row) + count]
             logits = model.run(Prompt("batch", sequence[None]), lambda *_: None)[0]
             own = proposed[i, prompt.tokens.shape[1] - len(row) :]
-            self._note("batch", sequence, own, margins(logits))
+            self._note("batch", sequence, own, logits, scores[i])
+
+    def _stepwise(self, model: HuggingFaceModel, whole: torch.Tensor, start: int) -> None:
+        """Whether the reference's own cache gives the logits of a full forward pass."""
+        import torch
+
+        single = start + SINGLE
+        truth = model.run(Prompt(ALONE, whole[None]), lambda *_: None)[0]
+        cuts = [0, start, *range(start + 1, single + 1), len(whole)]
+        cache: dict[str, Any] = {}
+        logits: list[torch.Tensor] = []
+        for left, right in itertools.pairwise(cuts):
+            if right <= left:
+                continue
+            with model.session():
+                made = model.model(input_ids=whole[None, left:right], use_cache=True, **cache)
+            cache = {name: made[name] for name in _CACHES if made.get(name) is not None}
+            if not cache:
+                self._disagrees[SINGLY] = self._disagrees[AT_ONCE] = (
+                    "the forward pass of transformers returns no cache"
+                )
+                return
+            logits.append(made.logits[0])
+        found = torch.cat(logits)
+        for what, left, right in ((SINGLY, start, single), (AT_ONCE, single, len(whole))):
+            off = _off(found[left:right], truth[left:right])
+            if not off <= bounds.SAME_FUNCTION_CEILING:
+                self._disagrees[what] = (
+                    f"transformers decodes {what} after its cache otherwise than in a full "
+                    f"forward pass: its logits are {off:.1e} apart"
+                )
 
     def _note(
-        self, name: str, sequence: torch.Tensor, proposed: torch.Tensor, margin: torch.Tensor
+        self,
+        name: str,
+        sequence: torch.Tensor,
+        proposed: torch.Tensor,
+        logits: torch.Tensor,
+        scores: torch.Tensor,
     ) -> None:
+        """Whether ``generate`` made this sequence [pos], of these logits.
+
+        Args:
+            logits: of a full forward pass, [pos, d_vocab].
+            scores: of each step of ``generate``, [step, d_vocab].
+        """
+        margin = margins(logits)
         if len(sequence) != len(proposed):
             self._disagrees[name] = f"generate() of transformers stops at {len(proposed)} tokens"
             return
         apart = (sequence != proposed).nonzero()
         if len(apart) == 0:
+            off = _off(scores, logits[-len(scores) - 1 : -1])
+            if not off <= bounds.SAME_FUNCTION_CEILING:
+                self._disagrees[name] = (
+                    f"generate() of transformers takes its tokens from other logits than a full "
+                    f"forward pass gives: {off:.1e} apart"
+                )
             return
         at = int(apart[0])
         if float(margin[at - 1]) > bounds.SAME_FUNCTION_CEILING:
@@ -183,6 +242,13 @@ class Generation(Experiment):
                 f"generate() of transformers takes another token than a full forward pass at "
                 f"position {at}, where the largest logit leads by {float(margin[at - 1]):.1e}"
             )
+
+
+def _off(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """How far logits [pos, d_vocab] are apart at most, in units of the row's largest."""
+    if len(truth) == 0:
+        return 0.0
+    return float(((found - truth).abs().amax(-1) / truth.abs().amax(-1)).max())
 
 
 def _results(
@@ -199,13 +265,23 @@ def _generate(
     mask: torch.Tensor | None,
     count: int,
     edit: tuple[str, Callable[[torch.Tensor], torch.Tensor]] | None,
-) -> torch.Tensor:
-    """HuggingFace's own greedy generation with its cache, past any end of text."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """HuggingFace's own greedy generation with its cache, past any end of text.
+
+    Returns:
+        Tokens [batch, pos], the prompt first, and logits [batch, step, d_vocab].
+    """
     import torch
     import transformers
 
     config = transformers.GenerationConfig(
-        do_sample=False, max_new_tokens=count, eos_token_id=None, pad_token_id=0, use_cache=True
+        do_sample=False,
+        max_new_tokens=count,
+        eos_token_id=None,
+        pad_token_id=0,
+        use_cache=True,
+        return_dict_in_generate=True,
+        output_logits=True,
     )
     own = model.model.generation_config
     with contextlib.ExitStack() as stack:
@@ -223,11 +299,11 @@ def _generate(
                 return shown if isinstance(output, torch.Tensor) else (shown, *output[1:])
 
             stack.callback(block.register_forward_hook(hook).remove)
-        found: torch.Tensor = model.model.generate(
+        found = model.model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens) if mask is None else mask,
         )
-    return found
+    return found.sequences, torch.stack(list(found.logits), dim=1)
 
 
 def _size(model: HuggingFaceModel, tokens: torch.Tensor) -> float:
@@ -255,7 +331,10 @@ def _cache(
     if not found:
         return
     with model.session():
-        layers = model.model(input_ids=tokens[None], use_cache=True).past_key_values.layers
+        cache = model.model(input_ids=tokens[None], use_cache=True).get("past_key_values")
+    if cache is None:
+        return
+    layers = cache.layers
     for layer in found:
         for what in ("keys", "values"):
             held = getattr(layers[layer], what)[0].transpose(0, 1)

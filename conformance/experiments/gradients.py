@@ -115,11 +115,12 @@ def _split(model: HuggingFaceModel, path: str, whole: torch.Tensor) -> dict[str,
 
 
 def of_weights(model: HuggingFaceModel, scope: Scope) -> dict[str, torch.Tensor]:
-    """HuggingFace name -> gradient of the loss; zero for an expert that no token uses."""
+    """HuggingFace name of what is learned -> gradient of the loss; zero for an expert that no
+    token uses."""
     import torch
 
     prompt = prompt_of(model.dims, scope)
-    named = dict(model.model.named_parameters())
+    named = {n: p for n, p in model.model.named_parameters() if p.requires_grad}
     logits = model.run(prompt, lambda *_: None, grad=True)
     with model.session(grad=True):
         loss = loss_of(logits, prompt.tokens)

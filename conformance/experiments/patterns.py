@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class Patterns(Experiment):
     """The constants of the scores' formula; needs no run, for the trace has every tensor.
 
-    Results: ``scale`` [layer], and ``slopes`` [head] where positions enter as alibi. Facts:
-    ``cap``, ``clip`` and ``o_norm_eps``, each a number or None.
+    Results: ``scale`` [layer]; ``temperature/{layer}`` where a layer has one; and ``slopes``
+    [head] where positions enter as alibi. Facts: ``cap``, ``clip`` and ``o_norm_eps``, each a
+    number or None.
     """
 
     uses: ClassVar[tuple[str, ...]] = ("conformance.diagnose.facts", "conformance.families.base")
@@ -34,6 +35,10 @@ class Patterns(Experiment):
         fam, d = family(config.architectures[0], config), dims(config)
         scales = [facts.attention_scale(config, fam, d, i)[0] for i in range(d.n_layers)]
         yield "scale", torch.tensor(scales, dtype=torch.float64)
+        for i in range(d.n_layers):
+            found = facts.temperature(config, fam.of(i))
+            if found is not None:
+                yield f"temperature/{i}", torch.tensor(found, dtype=torch.float64)
         slopes = facts.slopes(config, fam, d)
         if slopes is not None:
             yield "slopes", slopes

@@ -111,7 +111,7 @@ def find(
         positions = tuple(place)
         words.append(_positions(place, everywhere))
     last = bad.ndim - 1
-    if axes[last] in ("d_model", "d_mlp", "d_head", "expert", "d_vocab"):
+    if axes[last] in ("d_model", "d_mlp", "d_head", "d_head_v", "expert", "d_vocab"):
         wrong = _along(bad, last)
         if wrong and len(wrong) < _MOST * bad.shape[last]:
             rows = tuple(wrong)
@@ -150,7 +150,7 @@ def _positions(wrong: Sequence[int], everywhere: Sequence[int]) -> str:
 def _elements(axis: str, wrong: Sequence[int], size: int) -> str:
     if axis == "expert":
         return f"the logits of {count('expert', wrong)} only"
-    if axis == "d_head":
+    if axis in ("d_head", "d_head_v"):
         return f"{count('dimension', wrong)} of the {size} of a head only"
     return f"{count('element', wrong)} of {axis} only"
 

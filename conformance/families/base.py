@@ -28,9 +28,12 @@ class Family:
         ln1, ln1_post, ln2, ln2_post: norms before and after attention and MLP, relative to the
             block.
         attn: the attention module, relative to the block; ``o`` its output projection. None in
-            a block that has none.
+            a block that has none; ``o`` also where no one projection is every token's.
         mixer: what mixes positions in attention's place, or beside it: a state-space model, a
-            linear attention, a short convolution. Its parameters keep HuggingFace's names.
+            linear attention, a short convolution. Its parameters keep HuggingFace's names, and
+            ``mixer_out`` is what its module returns, before any multiplier.
+        kv_latent: in latent attention, the projection from a latent to the unrotated part of each
+            head's key, and its value.
         q, k, v: separate projections; or ``qkv`` fused, laid out as ``qkv_layout``:
             ``concat`` (all q, all k, all v), ``per_head`` (q, k, v of head 0, of head 1, ...),
             ``grouped`` (queries of a group, its key, its value; next group),
@@ -46,12 +49,20 @@ class Family:
         mlp_contribution: module whose output is added to the residual stream, if it is not
             ``mlp`` itself (blocks whose MLP module also adds the residual).
         router, experts: mixture of experts; ``expert_layout`` says how experts are stored.
+        expert_names: what the experts' parameters are called: gate and up, down.
+        router_output: which of the router's outputs are its logits.
         shared, shared_gate: the expert that every token uses (laid out as a gated MLP), and the
-            projection whose sigmoid weights it.
+            projection whose sigmoid weights it (None: it is added as it is).
         parallel: attention and MLP read the same residual stream: there is no ``resid_mid``.
         mlp_reads_ln1: the MLP of a parallel block reads ln1's output.
         rotary: positions enter by rotating q and k.
+        tiled: key/value heads are repeated a, b, a, b for the query heads, and not a, a, b, b.
+        indexed: a query sees only the keys that an indexer chooses for it (sparse attention).
+        attn_gate, attn_gate_by: the projection whose ``sigmoid`` or ``softplus`` multiplies what
+            the heads mix, each element or each head, before ``o``.
         alibi: positions enter as a slope added to the scores of each head (Press et al. 2022).
+        q_gated: the projection of queries gives, for each head, its query and then a gate whose
+            sigmoid multiplies the head's output (``W_QG``; ``attn.z`` is after it).
         sinks: parameter of per-head attention sinks, relative to ``attn``.
         conv1d: weights are stored [in, out] (HuggingFace's ``Conv1D``).
         norm_offset: norms multiply by 1 + weight (Gemma).
@@ -59,6 +70,8 @@ class Family:
         embed_multiplier: what the embedding's output is multiplied by outside its module.
         residual_multiplier: what attention's and the MLP's outputs are multiplied by before they
             are added to the residual stream (Granite).
+        attn_multiplier: what attention's output alone is multiplied by (Falcon H1).
+        mlp_multiplier: what the MLP's last projection is multiplied by inside its module.
         unnamed: modules or parameters, relative to the block, that TransformerLens has no name
             for (a latent projection, say): they keep HuggingFace's.
         layers: where layers differ, one description for each; empty where all are alike.
@@ -85,6 +98,7 @@ class Family:
     k: str | None = None
     v: str | None = None
     qkv: str | None = None
+    kv_latent: str | None = None
     qkv_layout: Literal["concat", "per_head", "grouped", "quarters"] = "concat"
     q_norm: str | None = None
     k_norm: str | None = None
@@ -99,19 +113,28 @@ class Family:
     mlp_contribution: str | None = None
     router: str | None = None
     experts: str | None = None
-    expert_layout: Literal["gate_up_out_in", "interleaved_in_out"] | None = None
+    expert_layout: Literal["gate_up_out_in", "gate_up_in_out", "interleaved_in_out"] | None = None
+    expert_names: tuple[str, str] = ("gate_up_proj", "down_proj")
+    router_output: int = 0
     shared: str | None = None
     shared_gate: str | None = None
     parallel: bool = False
     mlp_reads_ln1: bool = False
     rotary: bool = True
     alibi: bool = False
+    q_gated: bool = False
     sinks: str | None = None
+    tiled: bool = False
+    indexed: bool = False
+    attn_gate: str | None = None
+    attn_gate_by: Literal["sigmoid", "softplus"] = "sigmoid"
     conv1d: bool = False
     norm_offset: bool = False
     embed_scaled: bool = False
     embed_multiplier: float = 1.0
     residual_multiplier: float = 1.0
+    attn_multiplier: float = 1.0
+    mlp_multiplier: float = 1.0
     notes: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
     layers: tuple[Family, ...] = ()
@@ -155,6 +178,12 @@ class Family:
     def gated(self) -> bool:
         return self.gate is not None or self.gate_up is not None
 
+    def multiplier(self, kind: str) -> float:
+        """What a site's module output is multiplied by before it is that site."""
+        if kind == "attn_out":
+            return self.attn_multiplier * self.residual_multiplier
+        return self.residual_multiplier if kind == "mlp_out" else 1.0
+
     def absent(self, layer: int | None = None) -> dict[str, str]:
         """Site kinds that a layer does not have, each with the reason.
 
@@ -182,7 +211,9 @@ def _absent(fam: Family) -> dict[str, str]:
     missing(not fam.rotary, "keys are not rotated", "attn.rot_k")
     missing(fam.ln1_post is None, "the same tensor as attn_out: no norm after", "attn.out")
     joint = "queries, keys and values are not one projection each"
-    missing(fam.q is None and fam.qkv is None, joint, "attn.q", "attn.k", "attn.v")
+    missing(fam.q is None and fam.qkv is None, joint, "attn.q", "attn.k")
+    missing(fam.q is None and fam.qkv is None and fam.kv_latent is None, joint, "attn.v")
+    missing(fam.o is None, "no one projection reads what the heads mix", "attn.z")
     missing(fam.attn is None, "the block has no attention", *_ATTENTION)
     missing(fam.mixer is None, "the block has no mixer but attention", "mixer_out")
     missing(fam.ln2_post is None, "the same tensor as mlp_out: no norm after", "mlp.out")
@@ -212,7 +243,12 @@ def like(base: Family, architecture: str, **changes: Any) -> Family:
 
 @dataclass(frozen=True, slots=True)
 class Dims:
-    """Sizes of one checkpoint, read from its HuggingFace config."""
+    """Sizes of one checkpoint, read from its HuggingFace config.
+
+    ``d_head`` is that of queries and keys, ``d_head_v`` that of values. ``windows`` has for each
+    layer how many tokens back it sees, itself included; ``chunks`` the length of the chunks that
+    see nothing of each other (empty: no layer has any).
+    """
 
     n_layers: int
     n_heads: int
@@ -223,6 +259,12 @@ class Dims:
     n_ctx: int
     n_experts: int
     windows: tuple[int | None, ...]
+    d_head_v: int
+    chunks: tuple[int | None, ...] = ()
+
+    def chunk(self, layer: int) -> int | None:
+        """The length of a layer's chunks, or None."""
+        return self.chunks[layer] if self.chunks else None
 
     @property
     def group(self) -> int:
@@ -249,6 +291,8 @@ def dims(config: Any) -> Dims:
     if config.model_type == "gpt_bigcode":
         n_kv = 1 if config.multi_query else n_heads
     layer_types = _first(config, "layer_types")
+    chunked = "chunked_attention" in (layer_types or ())
+    kinds = layer_types if chunked else ()
     window = _first(config, "sliding_window", "window_size")
     if config.model_type == "gpt_neo":
         windows = tuple(window if t == "local" else None for t in config.attention_layers)
@@ -256,14 +300,22 @@ def dims(config: Any) -> Dims:
         windows = tuple(window if t == "sliding_attention" else None for t in layer_types)
     else:
         windows = (window if isinstance(window, int) else None,) * n_layers
+    d_head = _first(config, "head_dim", default=d_model // max(1, n_heads))
+    latent = _first(config, "kv_lora_rank") is not None
+    if latent:  # whose head_dim, if any, is that of the rotated part
+        d_head = config.qk_nope_head_dim + config.qk_rope_head_dim
     return Dims(
         n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=n_kv,
         d_model=d_model,
-        d_head=_first(config, "head_dim", default=d_model // max(1, n_heads)),
+        d_head=d_head,
+        chunks=tuple(
+            config.attention_chunk_size if t == "chunked_attention" else None for t in kinds
+        ),
+        d_head_v=config.v_head_dim if latent else d_head,
         d_vocab=config.vocab_size,
         n_ctx=_first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=2048),
-        n_experts=_first(config, "num_local_experts", "num_experts", default=0),
+        n_experts=_first(config, "num_local_experts", "num_experts", "n_routed_experts", default=0),
         windows=windows,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from conformance.families.base import Family, like
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 #: A block of one norm and one mixer.
 _MAMBA = Family(
@@ -21,6 +21,23 @@ _MAMBA = Family(
     ln2=None,
     ln_final="backbone.norm_f",
     rotary=False,
+)
+
+#: A block of attention, or of what stands in its place, and a gated MLP, each with a norm before.
+_TWO_NORMS = Family(
+    architecture="",
+    block="model.layers.{l}",
+    embed="model.embed_tokens",
+    attn="self_attn",
+    q="self_attn.q_proj",
+    k="self_attn.k_proj",
+    v="self_attn.v_proj",
+    o="self_attn.o_proj",
+    mlp="mlp",
+    gate="mlp.gate_proj",
+    up="mlp.up_proj",
+    down="mlp.down_proj",
+    ln_final="model.norm",
 )
 
 _JAMBA = Family(
@@ -43,6 +60,8 @@ _JAMBA = Family(
 
 _OF_ATTENTION = ("attn", "o", "q", "k", "v", "qkv", "q_norm", "k_norm", "qk_norm", "sinks")
 _OF_EXPERTS = ("router", "experts", "expert_layout", "shared", "shared_gate")
+#: What a gated MLP's projections are called, in order of gate, up and down.
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 def without_attention(fam: Family, mixer: str) -> Family:
@@ -51,23 +70,193 @@ def without_attention(fam: Family, mixer: str) -> Family:
     return dataclasses.replace(fam, **none, rotary=False, mixer=mixer)
 
 
-def dense(fam: Family, gate: str, up: str, down: str) -> Family:
-    """The same block with a gated MLP in the experts' place; paths relative to the block."""
+def gated(mlp: str, names: tuple[str, str, str] = _PROJECTIONS) -> dict[str, Any]:
+    """Where a gated MLP keeps its projections; ``mlp`` is relative to the block."""
+    paths = (f"{mlp}.{name}" for name in names)
+    return {"mlp": mlp, **dict(zip(("gate", "up", "down"), paths, strict=True))}
+
+
+def dense(fam: Family, names: tuple[str, str, str] = _PROJECTIONS) -> Family:
+    """The same block with a gated MLP in the experts' place."""
     none: dict[str, Any] = dict.fromkeys(_OF_EXPERTS)
-    return dataclasses.replace(fam, **none, gate=gate, up=up, down=down)
+    assert fam.mlp is not None
+    return dataclasses.replace(fam, **none, **gated(fam.mlp, names))
+
+
+def mixed(fam: Family, kinds: Iterable[str], mixer: str) -> Family:
+    """A model whose layers are of attention where their kind says so, of a mixer elsewhere."""
+    other = without_attention(fam, mixer)
+    layers = tuple(fam if "attention" in k and "linear" not in k else other for k in kinds)
+    return dataclasses.replace(fam, layers=layers)
 
 
 def _jamba(config: Any) -> Family:
     layers = []
     for kind, experts in zip(config.layers_block_type, config.layers_num_experts, strict=True):
-        own = _JAMBA
-        if experts == 1:
-            own = dense(own, *(f"feed_forward.{p}_proj" for p in ("gate", "up", "down")))
+        own = dense(_JAMBA) if experts == 1 else _JAMBA
         layers.append(own if kind == "attention" else without_attention(own, "mamba"))
     return like(_JAMBA, "JambaForCausalLM", layers=tuple(layers))
 
 
+def _bamba(config: Any) -> Family:
+    base = like(
+        _TWO_NORMS,
+        "BambaForCausalLM",
+        ln2="pre_ff_layernorm",
+        **gated("feed_forward"),
+        ln_final="model.final_layernorm",
+    )
+    return mixed(base, config.layers_block_type, "mamba")
+
+
+_LFM2 = like(
+    _TWO_NORMS,
+    "Lfm2ForCausalLM",
+    o="self_attn.out_proj",
+    q_norm="self_attn.q_layernorm",
+    k_norm="self_attn.k_layernorm",
+    qk_norm="per_head",
+    ln1="operator_norm",
+    ln2="ffn_norm",
+    ln_final="model.embedding_norm",
+    **gated("feed_forward", ("w1", "w3", "w2")),
+)
+
+
+def _lfm2(config: Any) -> Family:
+    return mixed(_LFM2, config.layer_types, "conv")
+
+
+def _falcon_h1(config: Any) -> Family:
+    """Attention and a state-space model side by side: both read one norm's output."""
+    return like(
+        _TWO_NORMS,
+        "FalconH1ForCausalLM",
+        mixer="mamba",
+        ln2="pre_ff_layernorm",
+        **gated("feed_forward"),
+        ln_final="model.final_layernorm",
+        embed_multiplier=float(config.embedding_multiplier),
+        attn_multiplier=float(config.attention_out_multiplier),
+        mlp_multiplier=float(config.mlp_multipliers[1]),
+    )
+
+
+def _granite_hybrid(config: Any) -> Family:
+    base = like(
+        _TWO_NORMS,
+        "GraniteMoeHybridForCausalLM",
+        mlp="shared_mlp",
+        gate=None,
+        up=None,
+        gate_up="shared_mlp.input_linear",
+        down="shared_mlp.output_linear",
+        rotary=config.position_embedding_type == "rope",
+        embed_multiplier=float(config.embedding_multiplier),
+        residual_multiplier=float(config.residual_multiplier),
+    )
+    return mixed(base, config.layer_types, "mamba")
+
+
+def _nemotron_h(config: Any) -> Family:
+    """Blocks of one norm and one module each: attention, a state-space model or an MLP."""
+    one = "the block is one norm and one module"
+    bare = like(
+        _MAMBA,
+        "NemotronHForCausalLM",
+        block="model.layers.{l}",
+        embed="model.embeddings",
+        ln_final="model.norm_f",
+        notes={"resid_mid": one, "ln2": one},
+    )
+    attention = like(
+        bare,
+        bare.architecture,
+        mixer=None,
+        attn="mixer",
+        **{part: f"mixer.{part}_proj" for part in "qkvo"},
+    )
+    mlp = like(
+        bare,
+        bare.architecture,
+        mixer=None,
+        mlp="mixer",
+        up="mixer.up_proj",
+        down="mixer.down_proj",
+        parallel=True,
+        mlp_reads_ln1=True,
+    )
+    by_kind = {"linear_attention": bare, "full_attention": attention, "mlp": mlp}
+    return like(bare, bare.architecture, layers=tuple(by_kind[k] for k in config.layer_types))
+
+
+def _olmo_hybrid(config: Any) -> Family:
+    """Norms after attention and its MLP; before a linear attention and its MLP."""
+    before = like(_TWO_NORMS, "OlmoHybridForCausalLM")
+    after = like(
+        before,
+        before.architecture,
+        q_norm="self_attn.q_norm",
+        k_norm="self_attn.k_norm",
+        qk_norm="full",
+        ln1=None,
+        ln1_post="post_attention_layernorm",
+        ln2=None,
+        ln2_post="post_feedforward_layernorm",
+        rotary=bool((config.rope_parameters or {}).get("rope_theta")),
+    )
+    linear = without_attention(before, "linear_attn")
+    layers = tuple(after if k == "full_attention" else linear for k in config.layer_types)
+    return like(before, before.architecture, layers=layers)
+
+
+_QWEN3_5 = like(
+    _TWO_NORMS,
+    "Qwen3_5ForCausalLM",
+    q_gated=True,
+    q_norm="self_attn.q_norm",
+    k_norm="self_attn.k_norm",
+    qk_norm="per_head",
+    norm_offset=True,
+)
+_QWEN3_5_MOE: dict[str, Any] = {
+    "gate": None,
+    "up": None,
+    "down": None,
+    "router": "mlp.gate",
+    "experts": "mlp.experts",
+    "expert_layout": "gate_up_out_in",
+    "shared": "mlp.shared_expert",
+    "shared_gate": "mlp.shared_expert_gate",
+}
+
+
+def _qwen3_5(config: Any) -> Family:
+    return mixed(_QWEN3_5, config.layer_types, "linear_attn")
+
+
+def _qwen3_5_moe(config: Any) -> Family:
+    base = like(_QWEN3_5, "Qwen3_5MoeForCausalLM", **_QWEN3_5_MOE)
+    return mixed(base, config.layer_types, "linear_attn")
+
+
+def _qwen3_next(config: Any) -> Family:
+    base = like(_QWEN3_5, "Qwen3NextForCausalLM", **_QWEN3_5_MOE)
+    return mixed(base, config.layer_types, "linear_attn")
+
+
 FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "MambaForCausalLM": _MAMBA,
+    "Mamba2ForCausalLM": like(_MAMBA, "Mamba2ForCausalLM"),
+    "FalconMambaForCausalLM": like(_MAMBA, "FalconMambaForCausalLM"),
     "JambaForCausalLM": _jamba,
+    "BambaForCausalLM": _bamba,
+    "Lfm2ForCausalLM": _lfm2,
+    "FalconH1ForCausalLM": _falcon_h1,
+    "GraniteMoeHybridForCausalLM": _granite_hybrid,
+    "NemotronHForCausalLM": _nemotron_h,
+    "OlmoHybridForCausalLM": _olmo_hybrid,
+    "Qwen3NextForCausalLM": _qwen3_next,
+    "Qwen3_5ForCausalLM": _qwen3_5,
+    "Qwen3_5MoeForCausalLM": _qwen3_5_moe,
 }

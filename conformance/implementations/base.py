@@ -106,6 +106,18 @@ def first_tensor(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
+def stored_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers of numbers that a checkpoint holds, by name: no table that the config determines."""
+    return {
+        f"{path}.{name}" if path else name: buffer
+        for path, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+        and buffer.is_floating_point()
+        and name not in module._non_persistent_buffers_set
+    }
+
+
 def shaped(emit: OnSite, prompt: Prompt) -> OnSite:
     """Give back batch and position to what a block flattened (OPT's MLP) or broadcast."""
     batch, pos = prompt.tokens.shape

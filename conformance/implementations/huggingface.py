@@ -27,9 +27,10 @@ from conformance.implementations.base import (
     hooked_inputs,
     replace_input,
     shaped,
+    stored_buffers,
 )
 from conformance.precision import promoted
-from conformance.weights import split_fused
+from conformance.weights import split_fused, split_gated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ class _AttentionTap(TorchFunctionMode):
         if self._layer is None:
             return func(*args, **kwargs)
         at = f"blocks.{self._layer}.attn."
-        if func in _PRODUCTS and args[0].ndim == 4 and args[1].ndim == 4:
+        if func in _PRODUCTS and self._of_queries(*args[:2]):
             if self._edits and not self._family.qk_norm_rotated:
                 args = (*self._edited_product(at, args[0], args[1]), *args[2:])
             self._product = (args[0], args[1])
@@ -111,6 +112,13 @@ class _AttentionTap(TorchFunctionMode):
         """Scores or pattern as [batch, head, query, key], where they are [batch head, ...]."""
         return tensor if tensor.ndim == 4 else tensor.unflatten(0, (-1, self._dims.n_heads))
 
+    def _of_queries(self, left: torch.Tensor, right: torch.Tensor | None = None) -> bool:
+        """Whether a product is that of queries and keys: an indexer forms others before it."""
+        if left.ndim != 4 or right is None or right.ndim != 4:
+            return False
+        heads, size = self._dims.n_heads, self._dims.d_head
+        return not self._family.indexed or (left.shape[1] == heads and left.shape[-1] == size)
+
     def _edited(self, site: str, tensor: torch.Tensor) -> torch.Tensor:
         edit = self._edits.get(site)
         return tensor if edit is None else edit(tensor)
@@ -131,11 +139,18 @@ class _AttentionTap(TorchFunctionMode):
         k = k_transposed.transpose(-1, -2)
         repeated = k.shape[1] == d.n_heads != d.n_kv_heads
         if repeated:
-            k = k[:, :: d.group]
+            k = self._once(k)
         k = self._edited(at + "rot_k", k.transpose(1, 2)).transpose(1, 2)
-        if repeated:
+        if repeated and self._family.tiled:
+            k = k.repeat(1, d.group, 1, 1)
+        elif repeated:
             k = k.repeat_interleave(d.group, dim=1)
         return q, k.transpose(-1, -2)
+
+    def _once(self, k: torch.Tensor) -> torch.Tensor:
+        """Each key head of [batch, head, key, d_head], repeated for its queries, once."""
+        d = self._dims
+        return k[:, : d.n_kv_heads] if self._family.tiled else k[:, :: d.group]
 
     def _softmax(self, scores: torch.Tensor, pattern: torch.Tensor) -> None:
         at = f"blocks.{self._layer}.attn."
@@ -143,7 +158,7 @@ class _AttentionTap(TorchFunctionMode):
         if rotated_last and self._product is not None:
             q, k = self._product[0], self._product[1].transpose(-1, -2)
             if k.shape[1] == self._dims.n_heads != self._dims.n_kv_heads:
-                k = k[:, :: self._dims.group]
+                k = self._once(k)
             self._emit(at + "rot_q", q.transpose(1, 2))
             self._emit(at + "rot_k", k.transpose(1, 2))
         if self._sink_scores is not None:
@@ -184,8 +199,10 @@ class HuggingFaceModel:
         self._takes_position_ids = "position_ids" in parameters
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """Every parameter by its HuggingFace name; tied ones once, under their first name."""
-        return {name: p.detach() for name, p in self.model.named_parameters()}
+        """All that a checkpoint holds, by HuggingFace's names: parameters (tied ones once, under
+        their first name) and buffers that are stored with them (a router's correction bias)."""
+        found = {name: p.detach() for name, p in self.model.named_parameters()}
+        return {**found, **stored_buffers(self.model)}
 
     def tied_unembed(self) -> bool:
         """Whether the unembedding is the embedding."""
@@ -258,10 +275,10 @@ class HuggingFaceModel:
         tap = _AttentionTap(fam, d, emit, edits)
         with contextlib.ExitStack() as stack:
 
-            def after(path: str, use: Callable[[torch.Tensor], None]) -> None:
+            def after(path: str, use: Callable[[torch.Tensor], None], index: int = 0) -> None:
                 def hook(_: Any, __: Any, output: Any) -> Any:
-                    shown = first_tensor(output)
-                    if not edits:
+                    shown = output[index] if index else first_tensor(output)
+                    if not edits or index:
                         return use(shown)
                     use(shown := shown.clone())
                     return shown if isinstance(output, torch.Tensor) else (shown, *output[1:])
@@ -303,7 +320,7 @@ class HuggingFaceModel:
         layer: int,
         tap: _AttentionTap,
         before: Callable[..., None],
-        after: Callable[[str, Callable[[torch.Tensor], None]], None],
+        after: Callable[..., None],
         emit: OnSite,
     ) -> None:
         fam = self.family.of(layer)
@@ -313,8 +330,9 @@ class HuggingFaceModel:
 
         def to(kind: str) -> Callable[[torch.Tensor], None]:
             # What a branch adds to the stream, where a block scales it on its way.
-            factor = fam.residual_multiplier if kind in ("attn_out", "mlp_out") else 1.0
-            return _times(factor, lambda tensor: emit(f"blocks.{layer}.{kind}", tensor))
+            return _times(
+                fam.multiplier(kind), lambda tensor: emit(f"blocks.{layer}.{kind}", tensor)
+            )
 
         before(at(""), to("resid_pre"))
         after(at(""), to("resid_post"))
@@ -341,13 +359,12 @@ class HuggingFaceModel:
         layer: int,
         tap: _AttentionTap,
         before: Callable[..., None],
-        after: Callable[[str, Callable[[torch.Tensor], None]], None],
+        after: Callable[..., None],
         emit: OnSite,
         to: Callable[[str], Callable[[torch.Tensor], None]],
     ) -> None:
         fam, d = self.family.of(layer), self.dims
         assert fam.attn is not None
-        assert fam.o is not None
 
         def at(path: str) -> str:
             return fam.at(path, layer)
@@ -361,18 +378,20 @@ class HuggingFaceModel:
         self._tap_projections(layer, before, after, heads, emit)
         before(at(fam.attn), lambda _: tap.enter(layer))
         after(at(fam.attn), lambda _: tap.leave())
-        before(at(fam.o), heads("attn.z", d.n_heads))
+        if fam.o:
+            before(at(fam.o), lambda t: to("attn.z")(t.unflatten(-1, (d.n_heads, d.d_head_v))))
+        out = at(fam.o or fam.attn)
         if fam.ln1_post:
-            after(at(fam.o), to("attn.out"))
+            after(out, to("attn.out"))
             after(at(fam.ln1_post), to("attn_out"))
         else:
-            after(at(fam.o), to("attn_out"))
+            after(out, to("attn_out"))
 
     def _tap_projections(
         self,
         layer: int,
         before: Callable[..., None],
-        after: Callable[[str, Callable[[torch.Tensor], None]], None],
+        after: Callable[..., None],
         heads: Callable[[str, int | None], Callable[[torch.Tensor], None]],
         emit: OnSite,
     ) -> None:
@@ -395,9 +414,22 @@ class HuggingFaceModel:
                         quarters[..., "qvk".index(name), :, :] = part.unflatten(-2, (4, -1))
 
             after(fam.at(fam.qkv, layer), fused)
+        elif fam.kv_latent:
+
+            def values(tensor: torch.Tensor) -> None:
+                # [batch, (1,) pos, head * (unrotated key + value)]
+                each = tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
+                own = each.unflatten(-1, (d.n_heads, -1))[..., -d.d_head_v :]
+                emit(f"blocks.{layer}.attn.v", own)
+
+            after(fam.at(fam.kv_latent, layer), values)
         elif fam.q:
             for name, count in counts.items():
-                after(fam.at(getattr(fam, name), layer), heads(f"attn.{name}", count))
+                path = fam.at(getattr(fam, name), layer)
+                if name == "q" and fam.q_gated:
+                    after(path, lambda t: emit(f"blocks.{layer}.attn.q", split_gated(t, d)[0]))
+                else:
+                    after(path, heads(f"attn.{name}", count))
         for name, norm in (("q", fam.q_norm), ("k", fam.k_norm)):
             if norm is None:
                 continue
@@ -416,7 +448,7 @@ class HuggingFaceModel:
         self,
         layer: int,
         before: Callable[..., None],
-        after: Callable[[str, Callable[[torch.Tensor], None]], None],
+        after: Callable[..., None],
         to: Callable[[str], Callable[[torch.Tensor], None]],
     ) -> None:
         fam = self.family.of(layer)
@@ -432,7 +464,7 @@ class HuggingFaceModel:
         else:
             after(out, to("mlp_out"))
         if fam.router:
-            after(at(fam.router), to("mlp.router_logits"))
+            after(at(fam.router), to("mlp.router_logits"), fam.router_output)
             return
         if fam.gate_up:
 

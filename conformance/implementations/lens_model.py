@@ -60,6 +60,8 @@ HOOKS: Mapping[str, str] = {
 _JOINT = "the port computes rotated q and k inside a fused attention and shows neither"
 _SPLIT_ROTARY = "the port leaves rotation to HuggingFace's own attention and shows neither"
 
+_WHOLE = "the port wraps the module of each block whole and shows nothing inside"
+
 #: (subject class, architecture or "*", site kind) -> why its hook does not exist or never fires.
 NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
     **{
@@ -72,8 +74,20 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             ("GPTJForCausalLM", _SPLIT_ROTARY),
             ("ModernBertDecoderForCausalLM", _SPLIT_ROTARY),
             ("NanoChatForCausalLM", _SPLIT_ROTARY),
+            ("AfmoeForCausalLM", _SPLIT_ROTARY),
+            ("LagunaForCausalLM", _SPLIT_ROTARY),
+            ("Llama4ForCausalLM", _SPLIT_ROTARY),
+            ("JetMoeForCausalLM", _SPLIT_ROTARY),
+            ("OlmoHybridForCausalLM", _SPLIT_ROTARY),
         )
         for kind in ("attn.rot_q", "attn.rot_k")
+    },
+    **{
+        ("TransformerBridge", "NemotronHForCausalLM", kind): _WHOLE
+        for kind in (
+            *("attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.z"),
+            *("mlp.pre", "mlp.post"),
+        )
     },
     **{
         ("HookedTransformer", "*", kind): "no hook between the norm and the rotation"
@@ -137,6 +151,10 @@ class LensModel(ABC):
     @abstractmethod
     def raw_parameters(self) -> dict[str, torch.Tensor]:
         """Every parameter that the forward pass can use, by the port's own names."""
+
+    def raw_buffers(self) -> dict[str, torch.Tensor]:
+        """Buffers that a checkpoint holds, by the port's own names, where it has any."""
+        return {}
 
     @abstractmethod
     def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:
@@ -348,6 +366,8 @@ class LensModel(ABC):
         for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"):
             yield name, lambda name=name: getattr(model, name)  # type: ignore[misc]
             for i in layers:
+                if getattr(model.blocks[i], "attn", None) is None:
+                    continue  # a block whose one module is wrapped whole has no such name
                 yield (
                     f"blocks.{i}.attn.{name}",
                     lambda i=i, name=name: getattr(model.blocks[i].attn, name),  # type: ignore[misc]
@@ -355,6 +375,8 @@ class LensModel(ABC):
         for name in ("W_in", "W_gate", "W_out", "b_in", "b_out"):
             yield name, lambda name=name: getattr(model, name)  # type: ignore[misc]
             for i in layers:
+                if getattr(model.blocks[i], "mlp", None) is None:
+                    continue
                 yield (
                     f"blocks.{i}.mlp.{name}",
                     lambda i=i, name=name: getattr(model.blocks[i].mlp, name),  # type: ignore[misc]
