@@ -75,9 +75,16 @@ class BridgeModel(LensModel):
 
     @property
     def _native(self) -> bool:
-        """Whether attention is HuggingFace's own, and not computed by the bridge."""
-        attended = (b.attn for b in self.model.blocks if hasattr(b, "attn"))
-        return any(getattr(attn, "maintain_native_attention", False) for attn in attended)
+        """Whether attention is HuggingFace's own, and not computed by the bridge.
+
+        Bridges that compute it say so too, and have a forward pass of their own.
+        """
+        attended = [b.attn for b in self.model.blocks if hasattr(b, "attn")]
+        return any(
+            getattr(attn, "maintain_native_attention", False)
+            and type(attn).forward.__qualname__.startswith("AttentionBridge.")
+            for attn in attended
+        )
 
     @property
     def _latent(self) -> bool:
