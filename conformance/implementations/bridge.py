@@ -75,9 +75,15 @@ class BridgeModel(LensModel):
 
     @property
     def _native(self) -> bool:
-        """Whether attention is HuggingFace's own, and not computed by the bridge."""
+        """Whether attention is HuggingFace's own, and not computed by the bridge.
+
+        A bridge with hooks of its own for normed queries computes it, whatever its flag says.
+        """
         attended = (b.attn for b in self.model.blocks if hasattr(b, "attn"))
-        return any(getattr(attn, "maintain_native_attention", False) for attn in attended)
+        return any(
+            getattr(attn, "maintain_native_attention", False) and not hasattr(attn, "hook_q_normed")
+            for attn in attended
+        )
 
     @property
     def _latent(self) -> bool:
