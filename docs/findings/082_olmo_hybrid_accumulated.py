@@ -1,4 +1,4 @@
-"""TransformerBridge 3.9: accumulated_resid of OLMo hybrid raises: its blocks have no hook_resid_mid.
+"""TransformerBridge 3.9: OLMo hybrid has no hook_resid_mid, and accumulated_resid raises.
 
 Exit status: 0 the defect shows, 1 it does not, 2 it does not apply to the installed versions.
 """
