@@ -77,11 +77,12 @@ class BridgeModel(LensModel):
     def _native(self) -> bool:
         """Whether attention is HuggingFace's own, and not computed by the bridge.
 
-        A bridge with hooks of its own for normed queries computes it, whatever its flag says.
+        Bridges that compute it say so too, and have a forward pass of their own.
         """
-        attended = (b.attn for b in self.model.blocks if hasattr(b, "attn"))
+        attended = [b.attn for b in self.model.blocks if hasattr(b, "attn")]
         return any(
-            getattr(attn, "maintain_native_attention", False) and not hasattr(attn, "hook_q_normed")
+            getattr(attn, "maintain_native_attention", False)
+            and type(attn).forward.__qualname__.startswith("AttentionBridge.")
             for attn in attended
         )
 
