@@ -22,8 +22,8 @@ class Twin:
         architecture: HuggingFace class.
         model_type: HuggingFace config class, by its ``model_type``.
         config: its arguments.
-        gains: end of a parameter's name -> how much larger it is drawn than others, where the
-            usual size leaves part of the mathematics untouched.
+        gains: end of a parameter's or buffer's name -> how much larger it is drawn than others,
+            where the usual size leaves part of the mathematics untouched; 0 keeps a constant.
     """
 
     architecture: str
@@ -505,7 +505,7 @@ TWINS: Mapping[str, Twin] = {
             "final_logit_softcapping": 30.0,
         },
     ),
-    "apertus": Twin("ApertusForCausalLM", "apertus", _GROUPED),
+    "apertus": Twin("ApertusForCausalLM", "apertus", _GROUPED, {"act_fn.eps": 0.0}),
     "gpt-bigcode": Twin("GPTBigCodeForCausalLM", "gpt_bigcode", {"n_head": 6}),
     # Quarters of the heads are stored together: two heads in each.
     "codegen": Twin("CodeGenForCausalLM", "codegen", {"n_head": 8, "rotary_dim": 4}),

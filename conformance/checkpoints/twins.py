@@ -58,7 +58,7 @@ def fill(model: torch.nn.Module, seed: int, gains: Mapping[str, float] | None = 
     """Draw every parameter, and every buffer that is stored, from ``seed``, in place.
 
     Args:
-        gains: end of a parameter's name -> a further factor of its standard deviation.
+        gains: end of a parameter's or buffer's name -> a further factor of its standard deviation.
     """
     import torch
 
@@ -69,17 +69,20 @@ def fill(model: torch.nn.Module, seed: int, gains: Mapping[str, float] | None = 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            for end, gain in (gains or {}).items():
-                if name.endswith(end):
-                    noise *= gain
+            noise *= _gain(name, gains)
             if parameter.ndim == 1:
                 parameter.add_(_VECTOR_STD * noise)
             elif id(parameter) in tables:
                 parameter.copy_(_TABLE_STD * noise)
             else:
                 parameter.copy_(_MATRIX_GAIN / math.sqrt(min(parameter.shape[-2:])) * noise)
-        for buffer in stored_buffers(model).values():
-            buffer.add_(_VECTOR_STD * torch.randn(buffer.shape, generator=generator))
+        for name, buffer in stored_buffers(model).items():
+            noise = torch.randn(buffer.shape, generator=generator)
+            buffer.add_(_VECTOR_STD * _gain(name, gains) * noise)
+
+
+def _gain(name: str, gains: Mapping[str, float] | None) -> float:
+    return math.prod(gain for end, gain in (gains or {}).items() if name.endswith(end))
 
 
 def save_tokenizer(target: Path, vocab_size: int) -> None:

@@ -115,10 +115,12 @@ class Processing(Check):
 
     def _holds(self, subject: LensModel, flag: str) -> bool:
         """Whether the library promises to act on a flag; if not, why."""
-        reason = declined(subject, flag)
-        if reason is not None:
-            self.not_applicable(flag, reason)
-        return reason is None
+        with self.port(f"reading the weights before processing ({flag})"):
+            reason = declined(subject, flag)
+            if reason is not None:
+                self.not_applicable(flag, reason)
+            return reason is None
+        return False
 
     def _bare(self, context: Context) -> Iterator[Comparison]:
         """Compatibility mode without processing changes no bit of the logits."""

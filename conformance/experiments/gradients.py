@@ -30,6 +30,7 @@ def projected(gradient: torch.Tensor) -> torch.Tensor:
     Two gradients whose rows differ differ in each of these numbers with probability one, in
     proportion to the difference.
     """
+    gradient = gradient.reshape(1) if gradient.ndim == 0 else gradient
     n = gradient.shape[-1]
     if gradient.ndim < 2 or n <= WIDTH:
         return gradient

@@ -181,7 +181,8 @@ def _fork_normed(subject: LensModel) -> Iterator[None]:
 
 def _forks(subject: LensModel) -> bool:
     own = hasattr(attention(subject, _LAYER), "_captured_pre_ln_residual")
-    return own and forks(subject, _LAYER)
+    before = subject.family.of(_LAYER).ln1 is not None  # else its output is the stream itself
+    return own and before and forks(subject, _LAYER)
 
 
 def _fault(

@@ -92,10 +92,12 @@ class HookedModel(LensModel):
             )
 
     def named_weights(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach() for name, p in self.model.named_parameters()}
+        # xIELU keeps its constants in buffers.
+        constants = {n: b for n, b in self.model.named_buffers() if ".act_fn." in n}
+        return {**self.raw_parameters(), **constants}
 
     def raw_parameters(self) -> dict[str, torch.Tensor]:
-        return self.named_weights()
+        return {name: p.detach() for name, p in self.model.named_parameters()}
 
     def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:
         found: dict[str, PortWeight] = {}
