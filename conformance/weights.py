@@ -1,5 +1,5 @@
 """A reference's parameters in TransformerLens's names and shapes, by the layout that
-``families.py`` states.
+``conformance/families`` states.
 
 Every rearrangement is a bijection between a HuggingFace parameter and one or more canonical
 weights; :func:`canonical` records which parameter each weight came from, so that a parameter
@@ -101,7 +101,7 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         """A projection's weight as [out, in], whatever way it is stored."""
         key, tensor = get(path, "weight")
         if tensor is None:
-            raise FamilyError(f"{fam.architecture}: no parameter {key}", "correct families.py")
+            raise FamilyError(f"{fam.architecture}: no parameter {key}", "correct conformance/families")
         return key, tensor.T if fam.conv1d and not path.startswith(fam.unembed) else tensor
 
     def dense(name: str, path: str, w: str, b: str) -> None:

@@ -108,7 +108,7 @@ def _layerless(name: str) -> str:
 
 
 def _unclaimed(context: Context, expected: Mapping[str, Weight]) -> Iterable[Comparison]:
-    """``families.py`` must account for every element of every parameter exactly once."""
+    """``conformance/families`` must account for every element of every parameter exactly once."""
     claimed: Counter[str] = Counter()
     for name, weight in expected.items():
         if not (name == "unembed.W_U" and context.tied_unembed):
@@ -117,7 +117,7 @@ def _unclaimed(context: Context, expected: Mapping[str, Weight]) -> Iterable[Com
         if claimed[key] != tensor.numel():
             yield structure(
                 key,
-                f"families.py claims {claimed[key]} of its {tensor.numel()} elements: "
+                f"conformance/families claims {claimed[key]} of its {tensor.numel()} elements: "
                 "a parameter that nobody accounts for",
             )
 

@@ -45,7 +45,7 @@ def family(architecture: str, config: Any) -> Family:
     entry = _FAMILIES.get(architecture)
     if entry is None:
         raise FamilyError(
-            f"architecture {architecture!r} is not described in conformance/families.py",
+            f"architecture {architecture!r} is not described in conformance/families/",
             f"add an entry there and a twin; described: {', '.join(architectures())}",
         )
     return entry(config) if callable(entry) else entry

@@ -1,7 +1,7 @@
 """The reference: a HuggingFace model, eager attention, tapped by hooks of ours.
 
 Sites that are a module's input or output are read by forward hooks at the paths that
-``families.py`` states. Attention's insides (rotated q and k, scores, pattern) are not modules;
+``conformance/families`` states. Attention's insides (rotated q and k, scores, pattern) are not modules;
 they are read where every implementation has them: the arguments of the last batched product
 before the softmax, and the softmax's own input and output.
 """
@@ -214,7 +214,7 @@ class HuggingFaceModel:
         except KeyError:
             raise ImplementationError(
                 f"{self.family.architecture} has no module {path!r}",
-                "correct its entry in conformance/families.py",
+                "correct its entry in conformance/families/",
             ) from None
 
     def components(self) -> dict[str, torch.nn.Module]:

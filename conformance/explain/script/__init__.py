@@ -3,7 +3,7 @@
 The script imports torch, transformers and transformer_lens (and a user's own loader). It makes or
 loads a checkpoint, runs both sides on a few tokens, compares site after site and exits with 1
 where they differ. How it reads HuggingFace's side comes from the same descriptions in
-``families.py`` that the harness uses.
+``conformance/families`` that the harness uses.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def constants_part(
 
 
 def factors(fam: Family) -> dict[str, float]:
-    """What a site is multiplied by after its module: see ``families.py``."""
+    """What a site is multiplied by after its module: see ``conformance/families``."""
     found = {"embed": fam.embed_multiplier}
     found |= dict.fromkeys(("attn_out", "mlp_out"), fam.residual_multiplier)
     return {kind: factor for kind, factor in found.items() if factor != 1.0}
