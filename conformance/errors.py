@@ -48,7 +48,7 @@ class TraceError(ConformanceError):
 
 
 class FamilyError(ConformanceError):
-    """An architecture is not described in ``conformance/families``, or its description does not fit."""
+    """An architecture has no description in ``conformance/families``, or one that does not fit."""
 
 
 class RecordsError(ConformanceError):

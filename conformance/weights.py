@@ -101,7 +101,8 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         """A projection's weight as [out, in], whatever way it is stored."""
         key, tensor = get(path, "weight")
         if tensor is None:
-            raise FamilyError(f"{fam.architecture}: no parameter {key}", "correct conformance/families")
+            hint = "correct conformance/families"
+            raise FamilyError(f"{fam.architecture}: no parameter {key}", hint)
         return key, tensor.T if fam.conv1d and not path.startswith(fam.unembed) else tensor
 
     def dense(name: str, path: str, w: str, b: str) -> None:

@@ -129,12 +129,13 @@ def test_a_bridge_fails_at_resid_mid_alone(twin_cache: Path) -> None:
 
 
 def test_direct_paths_end_in_heads_that_read_them(twin_cache: Path) -> None:
-    dims = twins.huggingface("gpt2", twin_cache).dims
+    fam, dims = twins.described("gpt2", twin_cache)
     scope = Scope.of(dims)
-    assert paths(dims, scope) == {"q": (0, 0), "k": (1, 3), "v": (1, 2)}
-    assert paths(dims, Scope((0, 1, 2), SHORT, large=True))["q"] == (1, 0)
-    assert paths(twins.huggingface("qwen2", twin_cache).dims, scope).keys() == {"q"}
-    assert paths(replace(dims, n_layers=1), scope) == {}
+    assert paths(dims, scope, fam) == {"q": (0, 0), "k": (1, 3), "v": (1, 2)}
+    assert paths(dims, Scope((0, 1, 2), SHORT, large=True), fam)["q"] == (1, 0)
+    assert paths(twins.huggingface("qwen2", twin_cache).dims, scope, fam).keys() == {"q"}
+    assert paths(replace(dims, n_layers=1), scope, fam) == {}
+    assert paths(dims, scope, replace(fam, attn=None)) == {}
     assert later(dims, 1) == [(2, 0), (2, 1), (2, 2), (2, 3)]
 
 
