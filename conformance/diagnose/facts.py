@@ -62,9 +62,14 @@ _RMS_UNSAID = frozenset(
 )
 
 
+#: Architectures whose ``norm_eps`` is that of LayerNorms; in others it is an RMSNorm's.
+_LAYER_NORMS = ("ModernBertDecoderForCausalLM", "NemotronForCausalLM")
+
+
 def norm(config: Any, fam: Family) -> Norm:
     """The norms of a model: all of one kind in every architecture described."""
-    eps = first(config, "rms_norm_eps", "norm_eps")
+    plain = () if fam.architecture in _LAYER_NORMS else ("norm_eps",)
+    eps = first(config, "rms_norm_eps", *plain)
     if fam.architecture in _RMS_UNSAID:
         eps = config.layer_norm_epsilon
     centred = eps is None
