@@ -2,8 +2,8 @@
 
 Sites that are a module's input or output are read by forward hooks at the paths that
 ``conformance/families`` states. Attention's insides (rotated q and k, scores, pattern) are not
-modules; they are read where every implementation has them: the arguments of the last batched product
-before the softmax, and the softmax's own input and output.
+modules; they are read where every implementation has them: the arguments of the last batched
+product before the softmax, and the softmax's own input and output.
 """
 
 from __future__ import annotations
