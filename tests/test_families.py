@@ -331,7 +331,7 @@ def test_no_parameter_is_neutral(twin: str, twin_cache: Path) -> None:
         scale = parameter.ndim == 1 and name.endswith(".weight")
         neutral = 1.0 if scale and not model.family.norm_offset else 0.0
         away = (parameter - neutral).abs()
-        assert float(away.median()) > 0.05, name
+        assert float(away.square().mean().sqrt()) > 0.074, name  # a normal median of 0.05
         assert bool((away > 0).all()), name
         assert parameter.unique().numel() > 0.9 * parameter.numel(), name
 
