@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from conformance.commands.compare import compare
+from conformance.commands.files import read_run
 from conformance.commands.gate import gate
 from conformance.commands.report import report
 from conformance.commands.schema import schema
@@ -130,7 +131,7 @@ def _run_suite(args: Sequence[str]) -> int:
         status = int(pytest.main([*_pytest_args(), *args], plugins=[progress]))
     out = Path(args[args.index("--out") + 1])
     if progress.began:
-        records = _read(out)
+        records = read_run(out)
         _print(console, records, explained=_EXPLAINED)
         console.print(f"records: {out / FILE_NAME}", markup=False, soft_wrap=True)
         console.print(f"report: {out / REPORT}", markup=False, soft_wrap=True)
@@ -224,7 +225,7 @@ def show(
     from conformance.report.terminal import exit_code, state
 
     try:
-        records = _read(directory)
+        records = read_run(directory)
     except ConformanceError as error:
         _fail(error)
     _print(Console(highlight=False), records, explained=None)
@@ -363,13 +364,6 @@ def coverage(
         _fail(error)
     typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else covering.text(found))
     raise typer.Exit(0 if found.ok else 1)
-
-
-def _read(directory: Path) -> Records:
-    from conformance.recorder import FILE_NAME
-    from conformance.records import read
-
-    return read(directory if directory.suffix == ".jsonl" else directory / FILE_NAME)
 
 
 def _print(console: Console, records: Records, explained: int | None) -> None:

@@ -9,7 +9,7 @@ from conformance.families.base import Family, like
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_LLAMA = Family(
+LLAMA = Family(
     architecture="LlamaForCausalLM",
     block="model.layers.{l}",
     embed="model.embed_tokens",
@@ -27,17 +27,17 @@ _LLAMA = Family(
 
 
 _DENSE_TO_NONE: dict[str, Any] = {"gate": None, "up": None, "down": None}
-_MOE: dict[str, Any] = {
+MOE: dict[str, Any] = {
     **_DENSE_TO_NONE,
     "router": "mlp.gate",
     "experts": "mlp.experts",
     "expert_layout": "gate_up_out_in",
 }
-_QK_NORM: dict[str, Any] = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+QK_NORM: dict[str, Any] = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
 _FUSED: dict[str, Any] = {"q": None, "k": None, "v": None}
 
-_QWEN3 = like(_LLAMA, "Qwen3ForCausalLM", **_QK_NORM, qk_norm="per_head")
-_GEMMA = like(_LLAMA, "GemmaForCausalLM", norm_offset=True, embed_scaled=True)
+_QWEN3 = like(LLAMA, "Qwen3ForCausalLM", **QK_NORM, qk_norm="per_head")
+_GEMMA = like(LLAMA, "GemmaForCausalLM", norm_offset=True, embed_scaled=True)
 _GEMMA2 = like(
     _GEMMA,
     "Gemma2ForCausalLM",
@@ -105,7 +105,7 @@ def _falcon(config: Any) -> Family:
 
 def _granite(config: Any) -> Family:
     return like(
-        _LLAMA,
+        LLAMA,
         "GraniteForCausalLM",
         embed_multiplier=float(config.embedding_multiplier),
         residual_multiplier=float(config.residual_multiplier),
@@ -115,29 +115,29 @@ def _granite(config: Any) -> Family:
 FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     f.architecture: f
     for f in (
-        _LLAMA,
+        LLAMA,
         _GPT2,
         _BLOOM,
         _QWEN3,
         _GEMMA,
         _GEMMA2,
-        like(_LLAMA, "MistralForCausalLM"),
-        like(_LLAMA, "Qwen2ForCausalLM"),
-        like(_LLAMA, "MixtralForCausalLM", **_MOE),
+        like(LLAMA, "MistralForCausalLM"),
+        like(LLAMA, "Qwen2ForCausalLM"),
+        like(LLAMA, "MixtralForCausalLM", **MOE),
         like(
-            _LLAMA,
+            LLAMA,
             "Qwen2MoeForCausalLM",
-            **_MOE,
+            **MOE,
             shared="mlp.shared_expert",
             shared_gate="mlp.shared_expert_gate",
         ),
-        like(_QWEN3, "Qwen3MoeForCausalLM", **_MOE),
-        like(_GEMMA2, "Gemma3ForCausalLM", **_QK_NORM, qk_norm="per_head_transposed"),
-        like(_LLAMA, "OlmoForCausalLM"),
+        like(_QWEN3, "Qwen3MoeForCausalLM", **MOE),
+        like(_GEMMA2, "Gemma3ForCausalLM", **QK_NORM, qk_norm="per_head_transposed"),
+        like(LLAMA, "OlmoForCausalLM"),
         like(
-            _LLAMA,
+            LLAMA,
             "Olmo2ForCausalLM",
-            **_QK_NORM,
+            **QK_NORM,
             qk_norm="full",
             ln1=None,
             ln1_post="post_attention_layernorm",
@@ -145,15 +145,15 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
             ln2_post="post_feedforward_layernorm",
         ),
         like(
-            _LLAMA,
+            LLAMA,
             "GptOssForCausalLM",
-            **{**_MOE, "router": "mlp.router", "expert_layout": "interleaved_in_out"},
+            **{**MOE, "router": "mlp.router", "expert_layout": "interleaved_in_out"},
             sinks="sinks",
         ),
-        like(_LLAMA, "StableLmForCausalLM"),
-        like(_LLAMA, "CohereForCausalLM", parallel=True, mlp_reads_ln1=True, ln2=None),
+        like(LLAMA, "StableLmForCausalLM"),
+        like(LLAMA, "CohereForCausalLM", parallel=True, mlp_reads_ln1=True, ln2=None),
         like(
-            _LLAMA,
+            LLAMA,
             "Phi3ForCausalLM",
             **_FUSED,
             qkv="self_attn.qkv_proj",
@@ -162,7 +162,7 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
             gate_up="mlp.gate_up_proj",
         ),
         like(
-            _LLAMA,
+            LLAMA,
             "PhiForCausalLM",
             o="self_attn.dense",
             gate=None,
@@ -216,7 +216,7 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
             conv1d=False,
         ),
         like(
-            _LLAMA,
+            LLAMA,
             "OPTForCausalLM",
             block="model.decoder.layers.{l}",
             embed="model.decoder.embed_tokens",
@@ -255,12 +255,17 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
 
 
 def _smollm3(config: Any) -> Family:
-    layers = tuple(
-        like(_LLAMA, "SmolLM3ForCausalLM", rotary=bool(r)) for r in config.no_rope_layers
-    )
-    return like(_LLAMA, "SmolLM3ForCausalLM", layers=layers)
+    layers = tuple(like(LLAMA, "SmolLM3ForCausalLM", rotary=bool(r)) for r in config.no_rope_layers)
+    return like(LLAMA, "SmolLM3ForCausalLM", layers=layers)
 
 
 FAMILIES["SmolLM3ForCausalLM"] = _smollm3
 FAMILIES["FalconForCausalLM"] = _falcon
 FAMILIES["GraniteForCausalLM"] = _granite
+
+
+def plain(architecture: str) -> Family:
+    """The description of an architecture that needs no config."""
+    found = FAMILIES[architecture]
+    assert isinstance(found, Family)
+    return found

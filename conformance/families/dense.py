@@ -7,29 +7,22 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from conformance.families.base import Family, like
-from conformance.families.decoders import FAMILIES as _DECODERS
+from conformance.families.decoders import LLAMA, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _base(architecture: str) -> Family:
-    found = _DECODERS[architecture]
-    assert isinstance(found, Family)
-    return found
-
-
-_LLAMA = _base("LlamaForCausalLM")
-_QWEN3 = _base("Qwen3ForCausalLM")
-_OLMO2 = _base("Olmo2ForCausalLM")
-_GEMMA = _base("GemmaForCausalLM")
-_COHERE = _base("CohereForCausalLM")
-_GPT2 = _base("GPT2LMHeadModel")
-_GPTJ = _base("GPTJForCausalLM")
-_OPT = _base("OPTForCausalLM")
+_QWEN3 = plain("Qwen3ForCausalLM")
+_OLMO2 = plain("Olmo2ForCausalLM")
+_GEMMA = plain("GemmaForCausalLM")
+_COHERE = plain("CohereForCausalLM")
+_GPT2 = plain("GPT2LMHeadModel")
+_GPTJ = plain("GPTJForCausalLM")
+_OPT = plain("OPTForCausalLM")
 
 _MODERN_BERT = like(
-    _LLAMA,
+    LLAMA,
     "ModernBertDecoderForCausalLM",
     embed="model.embeddings.tok_embeddings",
     embed_ln="model.embeddings.norm",
@@ -81,16 +74,16 @@ def _modern_bert(config: Any) -> Family:
 FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     f.architecture: f
     for f in (
-        like(_LLAMA, "ArceeForCausalLM", **_UNGATED),
-        like(_LLAMA, "NemotronForCausalLM", **_UNGATED, norm_offset=True),
-        like(_LLAMA, "Jais2ForCausalLM", **_UNGATED),
-        like(_LLAMA, "Starcoder2ForCausalLM", gate=None, up="mlp.c_fc", down="mlp.c_proj"),
-        like(_LLAMA, "SeedOssForCausalLM"),
-        like(_LLAMA, "Ernie4_5ForCausalLM"),
-        like(_LLAMA, "Ministral3ForCausalLM"),
-        like(_LLAMA, "GlmForCausalLM", **_FUSED_GATE),
+        like(LLAMA, "ArceeForCausalLM", **_UNGATED),
+        like(LLAMA, "NemotronForCausalLM", **_UNGATED, norm_offset=True),
+        like(LLAMA, "Jais2ForCausalLM", **_UNGATED),
+        like(LLAMA, "Starcoder2ForCausalLM", gate=None, up="mlp.c_fc", down="mlp.c_proj"),
+        like(LLAMA, "SeedOssForCausalLM"),
+        like(LLAMA, "Ernie4_5ForCausalLM"),
+        like(LLAMA, "Ministral3ForCausalLM"),
+        like(LLAMA, "GlmForCausalLM", **_FUSED_GATE),
         like(
-            _LLAMA,
+            LLAMA,
             "Glm4ForCausalLM",
             **_FUSED_GATE,
             ln1_post="post_self_attn_layernorm",
@@ -134,7 +127,7 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
             down="mlp.fc2",
         ),
         like(
-            _LLAMA,
+            LLAMA,
             "BitNetForCausalLM",
             o_norm="self_attn.attn_sub_norm",
             down_norm="mlp.ffn_sub_norm",

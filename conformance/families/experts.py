@@ -6,29 +6,13 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from conformance.families.base import Family, like
-from conformance.families.recurrent import dense
+from conformance.families.changes import dense
+from conformance.families.decoders import LLAMA, MOE, QK_NORM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-_OLMOE = Family(
-    architecture="OlmoeForCausalLM",
-    block="model.layers.{l}",
-    embed="model.embed_tokens",
-    attn="self_attn",
-    q="self_attn.q_proj",
-    k="self_attn.k_proj",
-    v="self_attn.v_proj",
-    o="self_attn.o_proj",
-    q_norm="self_attn.q_norm",
-    k_norm="self_attn.k_norm",
-    qk_norm="full",
-    mlp="mlp",
-    router="mlp.gate",
-    experts="mlp.experts",
-    expert_layout="gate_up_out_in",
-    ln_final="model.norm",
-)
+_OLMOE = like(LLAMA, "OlmoeForCausalLM", **MOE, **QK_NORM, qk_norm="full")
 #: Queries and keys as they are.
 _PLAIN: dict[str, Any] = {"q_norm": None, "k_norm": None, "qk_norm": None}
 #: Attention and MLP read the stream itself; norms come after them.

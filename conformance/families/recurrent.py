@@ -3,13 +3,14 @@ every block or in some, as HuggingFace's modelling files lay them out."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from conformance.families.base import Family, like
+from conformance.families.changes import dense, gated, mixed, without_attention
+from conformance.families.decoders import LLAMA, MOE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 #: A block of one norm and one mixer.
 _MAMBA = Family(
@@ -23,71 +24,15 @@ _MAMBA = Family(
     rotary=False,
 )
 
-#: A block of attention, or of what stands in its place, and a gated MLP, each with a norm before.
-_TWO_NORMS = Family(
-    architecture="",
-    block="model.layers.{l}",
-    embed="model.embed_tokens",
-    attn="self_attn",
-    q="self_attn.q_proj",
-    k="self_attn.k_proj",
-    v="self_attn.v_proj",
-    o="self_attn.o_proj",
-    mlp="mlp",
-    gate="mlp.gate_proj",
-    up="mlp.up_proj",
-    down="mlp.down_proj",
-    ln_final="model.norm",
-)
-
-_JAMBA = Family(
-    architecture="JambaForCausalLM",
-    block="model.layers.{l}",
-    embed="model.embed_tokens",
-    attn="self_attn",
-    q="self_attn.q_proj",
-    k="self_attn.k_proj",
-    v="self_attn.v_proj",
-    o="self_attn.o_proj",
+_JAMBA = like(
+    LLAMA,
+    "JambaForCausalLM",
+    **{**MOE, "router": "feed_forward.router", "experts": "feed_forward.experts"},
     ln2="pre_ff_layernorm",
     mlp="feed_forward",
-    router="feed_forward.router",
-    experts="feed_forward.experts",
-    expert_layout="gate_up_out_in",
     ln_final="model.final_layernorm",
     rotary=False,
 )
-
-_OF_ATTENTION = ("attn", "o", "q", "k", "v", "qkv", "q_norm", "k_norm", "qk_norm", "sinks")
-_OF_EXPERTS = ("router", "experts", "expert_layout", "shared", "shared_gate")
-#: What a gated MLP's projections are called, in order of gate, up and down.
-_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-
-
-def without_attention(fam: Family, mixer: str) -> Family:
-    """The same block with a mixer in attention's place."""
-    none: dict[str, Any] = dict.fromkeys(_OF_ATTENTION)
-    return dataclasses.replace(fam, **none, rotary=False, mixer=mixer)
-
-
-def gated(mlp: str, names: tuple[str, str, str] = _PROJECTIONS) -> dict[str, Any]:
-    """Where a gated MLP keeps its projections; ``mlp`` is relative to the block."""
-    paths = (f"{mlp}.{name}" for name in names)
-    return {"mlp": mlp, **dict(zip(("gate", "up", "down"), paths, strict=True))}
-
-
-def dense(fam: Family, names: tuple[str, str, str] = _PROJECTIONS) -> Family:
-    """The same block with a gated MLP in the experts' place."""
-    none: dict[str, Any] = dict.fromkeys(_OF_EXPERTS)
-    assert fam.mlp is not None
-    return dataclasses.replace(fam, **none, **gated(fam.mlp, names))
-
-
-def mixed(fam: Family, kinds: Iterable[str], mixer: str) -> Family:
-    """A model whose layers are of attention where their kind says so, of a mixer elsewhere."""
-    other = without_attention(fam, mixer)
-    layers = tuple(fam if "attention" in k and "linear" not in k else other for k in kinds)
-    return dataclasses.replace(fam, layers=layers)
 
 
 def _jamba(config: Any) -> Family:
@@ -100,7 +45,7 @@ def _jamba(config: Any) -> Family:
 
 def _bamba(config: Any) -> Family:
     base = like(
-        _TWO_NORMS,
+        LLAMA,
         "BambaForCausalLM",
         ln2="pre_ff_layernorm",
         **gated("feed_forward"),
@@ -110,7 +55,7 @@ def _bamba(config: Any) -> Family:
 
 
 _LFM2 = like(
-    _TWO_NORMS,
+    LLAMA,
     "Lfm2ForCausalLM",
     o="self_attn.out_proj",
     q_norm="self_attn.q_layernorm",
@@ -130,7 +75,7 @@ def _lfm2(config: Any) -> Family:
 def _falcon_h1(config: Any) -> Family:
     """Attention and a state-space model side by side: both read one norm's output."""
     return like(
-        _TWO_NORMS,
+        LLAMA,
         "FalconH1ForCausalLM",
         mixer="mamba",
         ln2="pre_ff_layernorm",
@@ -144,7 +89,7 @@ def _falcon_h1(config: Any) -> Family:
 
 def _granite_hybrid(config: Any) -> Family:
     base = like(
-        _TWO_NORMS,
+        LLAMA,
         "GraniteMoeHybridForCausalLM",
         mlp="shared_mlp",
         gate=None,
@@ -192,7 +137,7 @@ def _nemotron_h(config: Any) -> Family:
 
 def _olmo_hybrid(config: Any) -> Family:
     """Norms after attention and its MLP; before a linear attention and its MLP."""
-    before = like(_TWO_NORMS, "OlmoHybridForCausalLM")
+    before = like(LLAMA, "OlmoHybridForCausalLM")
     after = like(
         before,
         before.architecture,
@@ -211,7 +156,7 @@ def _olmo_hybrid(config: Any) -> Family:
 
 
 _QWEN3_5 = like(
-    _TWO_NORMS,
+    LLAMA,
     "Qwen3_5ForCausalLM",
     q_gated=True,
     q_norm="self_attn.q_norm",

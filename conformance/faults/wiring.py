@@ -255,6 +255,14 @@ FAULTS: tuple[Fault, ...] = (
         at("resid_post"),
     ),
     Fault(
+        "mixer_out_scaled",
+        "wiring",
+        "the contribution of a state-space model, or of its like, is scaled by 1.01",
+        editing(f"blocks.{_LAYER}.mixer_out", lambda t: t * 1.01),
+        at("mixer_out"),
+        lambda s: s.family.of(_LAYER).mixer is not None,
+    ),
+    Fault(
         "attn_out_scaled",
         "wiring",
         "attention's contribution is scaled by 1.01",

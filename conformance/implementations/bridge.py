@@ -46,10 +46,8 @@ class BridgeModel(LensModel):
                 return own, module
         return None
 
-    def hook(self, kind: str, layer: int | None = None) -> str:
-        usual = super().hook(kind, layer)
-        if layer is None:
-            return usual
+    def hook(self, usual: str, kind: str, layer: int) -> str:
+        usual = super().hook(usual, kind, layer)
         for name in BLOCK_COMPONENTS:
             at = f"blocks.{layer}.{name}."
             part = self._part(layer, name) if usual.startswith(at) else None

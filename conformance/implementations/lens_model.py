@@ -124,9 +124,9 @@ class LensModel(ABC):
     def hook_table(self) -> dict[str, str]:
         """Site kind -> hook name with ``{l}`` for the layer."""
 
-    def hook(self, kind: str, layer: int | None = None) -> str:
-        """The name of the hook that shows a site."""
-        return self.hook_table()[kind].format(l=layer)
+    def hook(self, usual: str, kind: str, layer: int) -> str:
+        """The name of the hook that shows a kind of site in a layer; ``usual``: the table's."""
+        return usual.format(l=layer)
 
     @abstractmethod
     def layout(self, kind: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -173,7 +173,7 @@ class LensModel(ABC):
 
     def expected_hooks(self) -> tuple[dict[str, str], dict[str, str]]:
         """Site name -> hook name for every site this architecture has; and kinds not exposed."""
-        absent = self.family.absent()
+        absent, table = self.family.absent(), self.hook_table()
         layers = range(self.dims.n_layers)
         missing = [self.family.absent(layer) for layer in layers]
         sites: dict[str, str] = {}
@@ -186,11 +186,12 @@ class LensModel(ABC):
             if reason is not None:
                 hidden[kind.name] = reason
             elif kind in GLOBAL_KINDS:
-                sites[kind.name] = self.hook(kind.name)
+                sites[kind.name] = table[kind.name]
             else:
                 for layer in layers:
                     if kind.name not in missing[layer]:
-                        sites[f"blocks.{layer}.{kind.name}"] = self.hook(kind.name, layer)
+                        name = self.hook(table[kind.name], kind.name, layer)
+                        sites[f"blocks.{layer}.{kind.name}"] = name
         return sites, hidden
 
     def run(
