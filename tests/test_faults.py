@@ -147,6 +147,7 @@ SLICE = (
     ("granite", "embed_multiplier_missing"),
     ("granite", "logit_scale_missing"),
     ("opt", "position_offset_missing"),
+    ("mamba", "mixer_out_scaled"),
 )
 
 
@@ -157,6 +158,24 @@ def test_a_fault_is_caught_and_named(twin: str, fault: str, cache: Path) -> None
     assert found.site_named, f"{found.named}, not {found.site_true}"
     if found.factor is not None:
         assert found.factor > 100
+
+
+@pytest.mark.parametrize("twin", ["mamba", "nemotron-h", "jamba"])
+def test_every_fault_says_whether_it_fits_blocks_without_attention_or_mlp(
+    twin: str, cache: Path
+) -> None:
+    from conformance.faults import CATALOGUE
+
+    port = bench(twin, BRIDGE, cache).exact
+    fitting = {name: fault.sites(port) for name, fault in CATALOGUE.items() if fault.fits(port)}
+    assert len(fitting) > 20
+    absent = {
+        f"blocks.{layer}.{kind}"
+        for layer in range(port.dims.n_layers)
+        for kind in port.family.absent(layer)
+    }
+    assert not {name for name, sites in fitting.items() if sites and absent.issuperset(sites)}
+    assert "W_Q_element" not in fitting or port.family.of(1).attn is not None
 
 
 def test_the_slice_covers_every_class_and_every_check(cache: Path) -> None:

@@ -226,5 +226,5 @@ def score(
     patient = Patient.load(model, subject, cache, loader=loader)
     for fault in faults:
         shown = fault.kind == "fault" and not fault.processed and fault.needs is None
-        if shown and fault.applies(patient.subject):
+        if shown and fault.fits(patient.subject):
             yield patient.score(fault)

@@ -77,6 +77,10 @@ class Fault:
     anew: bool = False
     may_differ: tuple[str, ...] = ()
 
+    def fits(self, subject: LensModel) -> bool:
+        """Whether this subject has what the fault breaks, in the layer where it breaks it."""
+        return self.applies(subject) and _there(subject, self.sites(subject))
+
     @property
     def processed(self) -> bool:
         """Whether it shows only after weight processing, which cannot be undone."""
@@ -86,6 +90,14 @@ class Fault:
     def source(self) -> str | None:
         """Where a real port had such a bug."""
         return SOURCES.get(self.klass)
+
+
+def _there(subject: LensModel, names: tuple[str, ...]) -> bool:
+    """Whether the architecture has one of these sites, where it states any."""
+    family = subject.family
+    layers = range(subject.dims.n_layers)
+    absent = {f"blocks.{i}.{kind}" for i in layers for kind in family.absent(i)}
+    return not names or not absent.issuperset(names)
 
 
 def at(

@@ -98,8 +98,16 @@ def forks(subject: LensModel, layer: int) -> bool:
 
 
 def attention(subject: LensModel, layer: int) -> Any:
-    """The module that computes attention: the bridge's own, or HookedTransformer's."""
-    return subject.model.blocks[layer].attn
+    """The module that computes attention: the bridge's own, or HookedTransformer's.
+
+    None in a block that has none.
+    """
+    return getattr(subject.model.blocks[layer], "attn", None)
+
+
+def mlp(subject: LensModel, layer: int) -> Any:
+    """The module that computes the MLP; None in a block that has none."""
+    return getattr(subject.model.blocks[layer], "mlp", None)
 
 
 def original(module: Any) -> Any:

@@ -17,6 +17,7 @@ from conformance.faults.inject import (
     edited,
     editing,
     exposed,
+    mlp,
     original,
     overwritten,
     replaced_by,
@@ -198,12 +199,12 @@ def _router(subject: LensModel) -> Any | None:
 
 def _own_moe(subject: LensModel) -> Any | None:
     """HookedTransformer's own mixture of experts."""
-    module = subject.model.blocks[_LAYER].mlp
+    module = mlp(subject, _LAYER)
     return module if hasattr(module, "experts_per_token") else None
 
 
 def _inner(subject: LensModel, path: str) -> Any | None:
-    module = original(subject.model.blocks[_LAYER].mlp)
+    module = original(mlp(subject, _LAYER))
     found = getattr(module, path.rpartition(".")[2], None)
     return original(found) if found is not None else None
 
@@ -309,7 +310,7 @@ def _renormalises(subject: LensModel) -> bool:
 def _experts_swapped(subject: LensModel) -> Iterator[None]:
     """Experts 0 and 1 change places."""
     with contextlib.ExitStack() as stack:
-        module = subject.model.blocks[_LAYER].mlp
+        module = mlp(subject, _LAYER)
         experts = getattr(original(module), "experts", None)
         if isinstance(experts, torch.nn.ModuleList):
             for a, b in zip(experts[0].parameters(), experts[1].parameters(), strict=True):

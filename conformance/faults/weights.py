@@ -309,13 +309,14 @@ def value_bias_twice(subject: LensModel, before: dict[str, torch.Tensor]) -> Non
 
 
 def has_value_bias(subject: LensModel) -> bool:
-    found = subject.named_weights()
+    """Whether attention adds a bias to values, and one to its output that can take it."""
     part = attention(subject, _LAYER)
-    b = found.get(f"{_PRE}.attn.b_V")
+    b = subject.named_weights().get(f"{_PRE}.attn.b_V")
+    if part is None or b is None or not (b != 0).any():
+        return False
     own = part._parameters.get("b_O")
-    if own is None:
-        own = getattr(original(getattr(part, "o", None)), "bias", None)
-    return b is not None and bool((b != 0).any()) and own is not None
+    inner = getattr(original(getattr(part, "o", None)), "bias", None)
+    return own is not None or inner is not None
 
 
 def _processing(name: str, what: str, corrupt: Any, applies: Callable[[LensModel], bool]) -> Fault:

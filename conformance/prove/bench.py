@@ -216,7 +216,7 @@ class Bench:
             return False
         if fault.corrupt is not None and len(self.processed) < len({"float64", self.used_dtype}):
             return False
-        return fault.applies(self.exact)
+        return fault.fits(self.exact)
 
     def broken(self, fault: Fault, error: Exception) -> Proof:
         """A fault that could not be put in: the catalogue's mistake, and not a proof."""
