@@ -68,6 +68,8 @@ class Context:
     recall: Recall | None = None
     #: The job's subject, loaded anew in promoted float64.
     fresh: Callable[[], LensModel] | None = None
+    #: Tokens generated at most; None for as many as the reference generated.
+    generated: int | None = None
 
     @property
     def scope(self) -> Scope:
