@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from conformance.faults.base import Fault
-from conformance.faults.inject import acts, edited, editing, exposed, watched_input
+from conformance.faults.inject import acts, attends, edited, editing, exposed, watched_input
 from conformance.faults.norms import norm
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _frozen(subject: LensModel) -> Iterator[None]:
 
 def _last_of_mlp(subject: LensModel) -> tuple[str, ...]:
     """The MLP's weight that gradients reach first."""
-    fam = subject.family
+    fam = subject.family.of(_LAYER)
     if fam.ln2_post:
         return (f"{_PRE}.ln2_post.w.grad",)
     if fam.experts:
@@ -109,6 +109,7 @@ FAULTS: tuple[Fault, ...] = (
         "the MLP's output passes on half of its gradient",
         editing(f"{_PRE}.mlp_out", _scaled),
         _last_of_mlp,
+        lambda s: exposed(s, f"{_PRE}.mlp_out"),
     ),
     _fault(
         "gradient_straight_through",
@@ -124,5 +125,11 @@ FAULTS: tuple[Fault, ...] = (
         _before_the_pattern,
         lambda s: acts(s, f"{_PRE}.attn.pattern"),
     ),
-    _fault("attention_frozen", "attention's weights record no gradient", _frozen, _after_attention),
+    _fault(
+        "attention_frozen",
+        "attention's weights record no gradient",
+        _frozen,
+        _after_attention,
+        attends,
+    ),
 )

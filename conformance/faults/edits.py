@@ -265,7 +265,7 @@ FAULTS: tuple[Fault, ...] = (
         _one_reader,
         exactly(f"blocks.{_LAYER}.resid_pre"),
         lambda s: (
-            s.family.residual_multiplier == 1.0
+            s.family.of(_LAYER).residual_multiplier == 1.0
             and all(_editable(f"blocks.{_LAYER}.{k}")(s) for k in ("resid_pre", "attn_out"))
         ),
         needs="interventions",

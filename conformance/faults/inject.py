@@ -85,15 +85,12 @@ def forks(subject: LensModel, layer: int) -> bool:
 
     hooks = [(f"blocks.{layer}.{name}", look) for name in ("hook_resid_pre", "hook_q_input")]
     tokens = torch.zeros(1, 2, dtype=torch.long)
-    try:
+    refusals = (AttributeError, ValueError, NotImplementedError, AssertionError)
+    with contextlib.suppress(*refusals), contextlib.ExitStack() as stack:
         subject.model.set_use_split_qkv_input(True)
-    except (AttributeError, ValueError, NotImplementedError, AssertionError):
-        return False
-    try:
+        stack.callback(subject.model.set_use_split_qkv_input, False)
         with subject.session():
             subject.model.run_with_hooks(tokens, fwd_hooks=hooks)
-    finally:
-        subject.model.set_use_split_qkv_input(False)
     return len(seen) == len(hooks) and bool((seen[1] == seen[0][:, :, None]).all())
 
 
@@ -103,6 +100,11 @@ def attention(subject: LensModel, layer: int) -> Any:
     None in a block that has none.
     """
     return getattr(subject.model.blocks[layer], "attn", None)
+
+
+def attends(subject: LensModel) -> bool:
+    """Whether the layer that most faults are in has attention."""
+    return attention(subject, 1) is not None
 
 
 def mlp(subject: LensModel, layer: int) -> Any:
@@ -136,7 +138,18 @@ def edited(subject: LensModel, site: str, change: Change) -> Iterator[None]:
         result = result.reshape(value.shape)
         return result if isinstance(output, torch.Tensor) else (result, *output[1:])
 
-    with contextlib.closing(_Handle(point(subject, site).register_forward_hook(hook))):
+    where = point(subject, site)
+    with contextlib.closing(_Handle(where.register_forward_hook(hook))), _in_use(where):
+        yield
+
+
+@contextlib.contextmanager
+def _in_use(where: torch.nn.Module) -> Iterator[None]:
+    """A hook point of a branch that a multiplier scales is called only if it says it has hooks."""
+    if not hasattr(where, "has_hooks"):
+        yield
+        return
+    with attribute(where, "has_hooks", lambda **_: True):
         yield
 
 

@@ -72,7 +72,7 @@ def _result_scaled(subject: LensModel) -> AbstractContextManager[None]:
 
 def _has_result(subject: LensModel) -> bool:
     # Falcon's and MPT's attention with alibi takes the flag and does nothing (docs/findings).
-    alibi = subject.family.architecture in ("FalconForCausalLM", "MptForCausalLM")
+    alibi = subject.family.of(_LAYER).architecture in ("FalconForCausalLM", "MptForCausalLM")
     return not delegates(subject) and not alibi
 
 
@@ -113,7 +113,7 @@ FAULTS: tuple[Fault, ...] = (
         "get_neuron_results gives neurons in reverse order: their sum is right",
         _cached("get_neuron_results", _reversed_neurons),
         at("mlp.out", "mlp_out", layer=0),
-        lambda s: not s.family.moe,
+        lambda s: not s.family.of(_LAYER).moe,
     ),
     _fault(
         "attribution_of_the_next_token",

@@ -30,7 +30,7 @@ _SITES = at("attn.rot_q", "attn.scores", "attn.pattern")
 
 def rotary(subject: LensModel) -> bool:
     """Whether positions enter by rotation."""
-    return subject.family.rotary
+    return subject.family.of(_LAYER).rotary
 
 
 def shows_rotation(subject: LensModel) -> bool:
@@ -160,10 +160,10 @@ def _like(value: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
 
 
 def _can_skip(subject: LensModel) -> bool:
-    normed = subject.family.qk_norm is not None
+    normed = subject.family.of(_LAYER).qk_norm is not None
     return (
         shows_rotation(subject)
-        and subject.family.architecture != "OlmoForCausalLM"
+        and subject.family.of(_LAYER).architecture != "OlmoForCausalLM"
         and (not normed or exposed(subject, f"blocks.{_LAYER}.attn.k_normed"))
     )
 
@@ -192,7 +192,7 @@ def _adjacent(subject: LensModel) -> bool:
     cfg = getattr(attention(subject, _LAYER), "cfg", None)
     if cfg is not None:
         return bool(cfg.rotary_adjacent_pairs)
-    return subject.family.architecture == "CohereForCausalLM"
+    return subject.family.of(_LAYER).architecture == "CohereForCausalLM"
 
 
 def _fault(name: str, what: str, apply: Any, applies: Any = rotary, sites: Any = _SITES) -> Fault:

@@ -235,7 +235,7 @@ def after_processing(
 
 def _gain(subject: LensModel, before: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     w = before[name]
-    offset = subject.family.norm_offset and hasattr(subject.model, "original_model")
+    offset = subject.family.of(_LAYER).norm_offset and hasattr(subject.model, "original_model")
     return 1 + w if offset else w
 
 

@@ -237,7 +237,7 @@ FAULTS: tuple[Fault, ...] = (
         "attention and MLP read the same stream",
         _parallel,
         lambda s: (f"{_PRE}.resid_mid", f"{_PRE}.ln2"),
-        lambda s: not s.family.parallel and has_norm(f"{_PRE}.ln2")(s),
+        lambda s: not s.family.of(_LAYER).parallel and has_norm(f"{_PRE}.ln2")(s),
     ),
     Fault(
         "sequential_for_parallel",
@@ -245,7 +245,7 @@ FAULTS: tuple[Fault, ...] = (
         "the MLP reads attention's output too",
         _sequential,
         at("mlp.pre"),
-        lambda s: s.family.parallel,
+        lambda s: s.family.of(_LAYER).parallel and exposed(s, f"{_PRE}.attn_out"),
     ),
     Fault(
         "residual_scaled",

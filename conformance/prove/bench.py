@@ -215,12 +215,22 @@ class Bench:
         return self._conclude(fault, found, gates, time.perf_counter() - since)
 
     def provable(self, fault: Fault) -> bool:
-        """Whether this port has what the fault breaks, and checks exist that could see it."""
+        """Whether this port has what the fault breaks, and checks exist that could see it.
+
+        Nothing is proven where the check that alone can see the fault fails without it.
+        """
         if fault.needs is not None and fault.needs not in CHECKS:
             return False
         if fault.corrupt is not None and len(self.processed) < len({"float64", self.used_dtype}):
             return False
-        return fault.fits(self.exact)
+        return fault.fits(self.exact) and not self._fails_anyway(fault)
+
+    def _fails_anyway(self, fault: Fault) -> bool:
+        if fault.needs is None:
+            return False
+        failing = {c.site for c in self._invariants(fault.needs).get(fault.needs, ()) if not c.ok}
+        true = fault.sites(self.exact)
+        return bool(true) and failing.issuperset(true)
 
     def broken(self, fault: Fault, error: Exception) -> Proof:
         """A fault that could not be put in: the catalogue's mistake, and not a proof."""
