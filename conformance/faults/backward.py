@@ -67,7 +67,10 @@ def _last_of_mlp(subject: LensModel) -> tuple[str, ...]:
 
 
 def _after_attention(subject: LensModel) -> tuple[str, ...]:
-    return (f"{_PRE}.attn.W_O.grad",)
+    """The weight of attention that gradients reach first: a gate has no place of its own."""
+    gate = subject.family.of(_LAYER).attn_gate
+    gates = () if gate is None else (f"{_PRE}.{gate}.weight.grad",)
+    return (f"{_PRE}.attn.W_O.grad", *gates)
 
 
 def _before_ln1(subject: LensModel) -> tuple[str, ...]:

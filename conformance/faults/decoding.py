@@ -65,7 +65,8 @@ def _position_late(subject: LensModel) -> AbstractContextManager[object]:
 
 def _gives_positions(subject: LensModel) -> bool:
     accepts = getattr(subject.model, "_accepts_derived_position_ids", None)
-    matters = not subject.family.of(_LAYER).alibi
+    fam = subject.family
+    matters = fam.pos_embed is not None or any(f.rotary and f.attn for f in fam.every)
     return matters and accepts is not None and bool(accepts())
 
 

@@ -297,7 +297,7 @@ FAULTS: tuple[Fault, ...] = (
         "the clean run's cache keeps queries a part in a million too large",
         _cache_changed,
         exactly(f"blocks.{_LAYER}.attn.q"),
-        _editable(f"blocks.{_LAYER}.attn.q"),
+        lambda s: _editable(f"blocks.{_LAYER}.attn.q")(s) and s.family.everywhere("attn.q"),
         needs="patching",
     ),
     Fault(

@@ -80,7 +80,10 @@ def _activated(name: str) -> Callable[[LensModel], Any]:
 
 
 def _has_post(subject: LensModel) -> bool:
-    return exposed(subject, f"{_PRE}.mlp.post") and exposed(subject, f"{_PRE}.mlp.pre")
+    """Whether the port shows what goes into the activation, and what comes out."""
+    gated = subject.family.of(_LAYER).gated
+    kinds = ("mlp.post", "mlp.pre", *(("mlp.pre_linear",) if gated else ()))
+    return all(exposed(subject, f"{_PRE}.{kind}") for kind in kinds)
 
 
 def _act_in(*names: str) -> Callable[[LensModel], bool]:
@@ -194,7 +197,9 @@ def _router(subject: LensModel) -> Any | None:
     fam = subject.family.of(_LAYER)
     if fam.router is None or _own_moe(subject) is not None:
         return None
-    return _inner(subject, fam.router)
+    found = _inner(subject, fam.router)
+    # Llama 4's returns scores and logits: it has no weights and indices to change.
+    return None if type(found).__name__ == "Llama4Router" else found
 
 
 def _own_moe(subject: LensModel) -> Any | None:
@@ -302,7 +307,9 @@ def _renormalises(subject: LensModel) -> bool:
     own = _own_moe(subject)
     if own is not None:
         return bool(getattr(own.cfg, "norm_topk_prob", False))
-    # Mixtral and GPT-OSS always do; the others say so.
+    # Mixtral and GPT-OSS always do, Jamba never; the others say so.
+    if subject.family.of(_LAYER).architecture == "JambaForCausalLM":
+        return False
     return _has_router(subject) and bool(getattr(_router(subject), "norm_topk_prob", True))
 
 
@@ -389,7 +396,7 @@ _ROUTERS: tuple[Fault, ...] = (
         "two experts swapped",
         _experts_swapped,
         at("mlp_out"),
-        lambda s: s.family.of(_LAYER).moe,
+        lambda s: _own_moe(s) is not None or _inner(s, "experts") is not None,
     ),
     Fault(
         "shared_expert_dropped",

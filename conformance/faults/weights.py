@@ -199,9 +199,8 @@ def _reordered(name: str) -> Callable[[LensModel], Any]:
 
 def _has_accessor(name: str) -> Callable[[LensModel], bool]:
     def applies(subject: LensModel) -> bool:
-        return subject.dims.n_kv_heads > 1 and isinstance(
-            getattr(type(subject.model), name, None), property
-        )
+        shown = isinstance(getattr(type(subject.model), name, None), property)
+        return shown and subject.dims.n_kv_heads > 1 and subject.family.regular
 
     return applies
 
