@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from conformance.bounds import MASKED_BELOW
-from conformance.metrics import Difference, difference
+from conformance.metrics import Difference, Shared, difference, shared_error
 from conformance.sites import parse
+
+if TYPE_CHECKING:
+    from conformance.families import Family
 
 
 def kept(site: str, truth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor | None:
@@ -83,3 +88,50 @@ def _measure(
     # single key: its score alone can be arbitrarily near zero). A pattern's row sums to one.
     row_dims = 2 if len(parse(site).axes) == 4 and not site.endswith("attn.pattern") else 1
     return difference(truth, value, keep, row_dims, centre=centre)
+
+
+class RowScale:
+    """The error that a row's entries share, at the sites whose rows one number divides.
+
+    Those are norms' outputs (the root mean square) and patterns (the softmax's sum). A pattern is
+    held against the softmax of the very scores it was made of: their own error, which the
+    exponential multiplies, says nothing of the softmax.
+
+    Args:
+        fam: the architecture.
+        valid: bool [batch, pos], True at real tokens.
+    """
+
+    _NORMS = frozenset({"ln1", "ln2", "ln_final", "attn.q_normed", "attn.k_normed"})
+
+    def __init__(self, fam: Family, valid: torch.Tensor) -> None:
+        self._family, self._valid = fam, valid
+        self._scores: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def see(self, site: str, truth: torch.Tensor, value: torch.Tensor) -> Shared | None:
+        """Look at one site of a pass, in order; None where no one number divides its rows."""
+        with torch._C.DisableTorchFunction():
+            at = parse(site)
+            if at.kind == "attn.scores":
+                self._scores = (truth, value.detach().to(torch.float64))
+            elif at.kind == "attn.pattern":
+                return self._softmax(site, value)
+            elif at.kind in self._NORMS or self._post_norm(at.kind, at.layer):
+                return shared_error(truth, value, kept(site, truth, self._valid))
+            return None
+
+    def _post_norm(self, kind: str, layer: int | None) -> bool:
+        if layer is None:
+            return False
+        own = self._family.of(layer)
+        after = {"attn_out": own.ln1_post, "mlp_out": own.ln2_post}
+        return after.get(kind) is not None
+
+    def _softmax(self, site: str, value: torch.Tensor) -> Shared | None:
+        scores, self._scores = self._scores, None
+        if scores is None or self._family.sinks or scores[1].shape != value.shape:
+            return None
+        live = scores[0] > MASKED_BELOW
+        right = scores[1].masked_fill(~live, float("-inf")).softmax(-1)
+        keep = kept(site, right, self._valid)
+        return shared_error(right, value, live if keep is None else keep & live)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from conformance.bounds import ZERO
+from conformance.bounds import STANDARD_ERRORS, ZERO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,6 +134,66 @@ def difference(
         count=count,
         worst_row=_unravel(per_row.at, reference.shape[: reference.ndim - row_dims]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The error that all entries of a row have in common: that of a factor of the whole row.
+
+    Attributes:
+        value: its root mean square over rows, relative; 0.0 where the estimate of its square is
+            negative.
+        certain: the same, less ``STANDARD_ERRORS`` standard errors of that estimate.
+        rows: how many rows could be told of.
+    """
+
+    value: float
+    certain: float
+    rows: int
+
+
+def shared_error(
+    reference: torch.Tensor,
+    subject: torch.Tensor,
+    keep: torch.Tensor | None = None,
+    row_dims: int = 1,
+) -> Shared:
+    """Estimate the rms of the relative error that each row's entries share.
+
+    Rounding each entry of a row leaves errors that know nothing of each other; rounding the one
+    number by which a row is multiplied or divided (a norm's root mean square, a softmax's sum)
+    moves all of them alike. Each row is therefore fitted twice, subject = (1 + a) reference, by
+    least squares over its even and its odd entries: the two values of a agree only in what the
+    entries share, and their product's mean over rows is an unbiased estimate of its square.
+
+    Args:
+        reference, subject, keep, row_dims: as for :func:`difference`.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if reference.shape != subject.shape:
+        raise ValueError(f"shape {tuple(subject.shape)}, reference {tuple(reference.shape)}")
+    width = math.prod(reference.shape[reference.ndim - row_dims :])
+    r = reference.reshape(-1, width).to(torch.float64)
+    d = subject.reshape(-1, width).to(torch.float64) - r
+    if keep is not None:
+        drop = ~keep.reshape(-1, width)
+        r, d = r.masked_fill(drop, 0.0), d.masked_fill(drop, 0.0)
+    sizes = [(r[:, half::2] ** 2).sum(1) for half in (0, 1)]
+    told = (sizes[0] > ZERO) & (sizes[1] > ZERO)
+    count = int(told.sum())
+    if count < 2:
+        return Shared(0.0, 0.0, count)
+    fits = [
+        (d[:, half::2] * r[:, half::2]).sum(1)[told] / sizes[half][told] for half in (0, 1)
+    ]
+    products = fits[0] * fits[1]
+    mean = float(products.mean())
+    error = float(products.std(correction=1)) / math.sqrt(count)
+    certain = mean - STANDARD_ERRORS * error
+    # NaN stays: no bound admits it.
+    return Shared(*(math.sqrt(x) if x > 0 or math.isnan(x) else 0.0 for x in (mean, certain)), count)
 
 
 def _row_means(matrix: torch.Tensor) -> torch.Tensor:

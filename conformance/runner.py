@@ -199,6 +199,7 @@ def _without(ending: _Ending, model: ModelSpec, subject: str, check: str) -> Ver
         outcome=ending.outcome,
         architecture=model.architecture,
         evidence=model.evidence,
+        dtype=model.dtype,
         reason=ending.reason,
         duration_s=ending.duration_s,
         peak_bytes=ending.peak_bytes,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from conformance.checks.base import Context, Pass, PassMode, judge, structure
 from conformance.explain.explanations import Margin, SiteError
-from conformance.reference import teacher
+from conformance.variants import teacher
 from conformance.verdicts import margin
 
 if TYPE_CHECKING:

@@ -307,7 +307,7 @@ class Bench:
 
     def _judge(self, dtype: str, prompts: Sequence[Prompt], isolated: Sequence[Prompt]) -> Found:
         """All checks but that of processed weights, on all prompts: check -> comparisons."""
-        from conformance.reference import ISOLATION_PROMPTS
+        from conformance.variants import ISOLATION_PROMPTS
 
         running, context = self._begin(dtype)
         for prompt in prompts:
