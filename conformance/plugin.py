@@ -325,9 +325,7 @@ def _begin(run: _Run, selected: int) -> None:
     command = (Path(sys.argv[0]).name, *map(str, run.config.invocation_params.args))
     try:
         names = listed(run.spec, {case.model for case in run.cases})
-        run.recorder = Recorder(
-            run.out, run.spec, selected, command, names, dtype=run.dtype_option
-        )
+        run.recorder = Recorder(run.out, run.spec, selected, command, names, dtype=run.dtype_option)
     except RecordsError as error:
         _usage_error(str(error))
 

@@ -53,19 +53,42 @@ def _grouped_mm(
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """The expert product in float64, for which torch has no kernel.
+    """The expert product where torch has no kernel: in float64, of unaligned rows.
 
     Rows of ``a`` [rows, k] are sorted by expert and ``offs`` [expert] says where each expert's
     end; ``b`` is [expert, k, n].
     """
     if offs is None or a.ndim != 2 or b.ndim != 3:
-        raise NotImplementedError("grouped_mm in float64: only [rows, k] x [expert, k, n]")
+        raise NotImplementedError("grouped_mm: only [rows, k] x [expert, k, n]")
     out = a.new_zeros(a.shape[0], b.shape[-1])
     start = 0
     for expert, end in enumerate(offs.tolist()):
         out[start:end] = a[start:end] @ b[expert]
         start = end
     return out if bias is None else out + bias
+
+
+class Unaligned(TorchFunctionMode):
+    """While active, expert products of any size can be formed in bfloat16 and float16.
+
+    Torch's kernel for several experts at once takes rows of whole 16 bytes only: real models have
+    no others, twins do.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is torch._grouped_mm and any(map(_unaligned, args[:2])):
+            return _grouped_mm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _unaligned(matrix: torch.Tensor) -> bool:
+    return any(step != 1 and step * matrix.itemsize % 16 for step in matrix.stride())
 
 
 _SPECIAL = frozenset({*_CASTS, *_FROM_DATA, torch._grouped_mm})
@@ -99,9 +122,10 @@ class Promoted(TorchFunctionMode):
 
 @contextlib.contextmanager
 def promoted(dtype: torch.dtype) -> Iterator[None]:
-    """Load and run under this context: promotion for float64, nothing for other dtypes."""
+    """Load and run under this context: promotion for float64; other dtypes are left alone."""
     if dtype != torch.float64:
-        yield
+        with Unaligned() if dtype != torch.float32 else contextlib.nullcontext():
+            yield
         return
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)

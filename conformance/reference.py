@@ -398,9 +398,7 @@ def _spread(
     for prompt in prompts:
         progress(f"reference: float64 spread, prompt {prompt.name}")
         skipped = prompt.name in DOUBLED_SKIPS
-        found[prompt.name] = (
-            {} if skipped else _moved(model, prompt, truth, twice=True)
-        )
+        found[prompt.name] = {} if skipped else _moved(model, prompt, truth, twice=True)
     move_weights(model)
     for prompt in prompts:
         progress(f"reference: float64 spread, weights moved, prompt {prompt.name}")

@@ -95,10 +95,10 @@ def compare(
         only: names of the sites to look at; None for all.
         replay: choose as the truth did.
     """
-    from conformance.compare import RowScale, measure
+    from conformance.compare import SharedErrors, measure
 
     found = Compared()
-    scale = RowScale(model.family, prompt.valid) if inputs is not None else None
+    scale = SharedErrors(model.family, prompt.valid) if inputs is not None else None
 
     def on_site(name: str, tensor: torch.Tensor, *, centre: bool = False) -> None:
         known_as = CENTRED if centre else name

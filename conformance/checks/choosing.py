@@ -1,4 +1,4 @@
-"""Discrete choices of a port in a narrow dtype, held against the truth's: near-ties aside, alike."""
+"""Discrete choices of a port, held against the truth's: alike, near-ties aside."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def judge_choices(
     """
     reference, prompt = context.reference, run.prompt
     told: list[dict[str, Any]] = []
-    for key, truth in reference.choices(run.mode, prompt.name).items():
+    wanted = reference.choices(run.mode, prompt.name)
+    unmatched = [*watch.unmatched, *(key for key in wanted if key not in watch.seen)]
+    for key, truth in wanted.items():
         own = watch.seen.get(key)
         flips = None if own is None else choices.flips(truth, own, prompt.valid)
         if flips is None:
@@ -64,9 +66,9 @@ def judge_choices(
     for check in readers:
         if told:
             check.metrics.setdefault(FLIPS, []).extend(told)
-        if watch.unmatched:
+        if unmatched:
             known = check.metrics.setdefault(UNMATCHED, [])
-            known.extend(key for key in watch.unmatched if key not in known)
+            known.extend(key for key in unmatched if key not in known)
 
 
 def _site(context: Context, layer: int, truth: choices.Choice) -> str:

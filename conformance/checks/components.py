@@ -8,28 +8,18 @@ between them is wrong.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, ClassVar
 
-from conformance import bounds
-from conformance.checks.base import (
-    Check,
-    Context,
-    Pass,
-    PassMode,
-    has_own_truth,
-    judge,
-    structure,
-    truth_of,
-)
-from conformance.compare import RowScale
-from conformance.records import Comparison
+from conformance.checks.base import Check, Context, Pass, PassMode, judge, structure
+from conformance.checks.sharing import SharedJudge
 from conformance.variants import ISOLATION_PROMPTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import torch
+
+    from conformance.records import Comparison
 
 #: Sites that a mode does not isolate: sums of the residual stream are the block's business.
 _WIRING = ("resid_pre",)
@@ -44,8 +34,7 @@ class Components(Check):
     def __init__(self) -> None:
         super().__init__()
         self._compared = 0
-        self._scale: RowScale | None = None
-        self._scores_hold = True
+        self._judge: SharedJudge | None = None
 
     def wants(self, run: Pass) -> bool:
         return super().wants(run) and run.prompt.name in ISOLATION_PROMPTS
@@ -58,39 +47,9 @@ class Components(Check):
         self._compared += 1
         comparison = judge(context, run, name, value)
         yield comparison
-        if has_own_truth(context.reference, run):
-            if name.endswith("attn.scores"):
-                self._scores_hold = comparison.ok
-            yield from self._shared(context, run, name, value)
-
-    def _shared(
-        self, context: Context, run: Pass, name: str, value: torch.Tensor
-    ) -> Iterable[Comparison]:
-        """An upcast that is lost where a row is divided by one number moves the whole row."""
-        own = context.reference.shared_error(run.prompt.name, name)
-        if self._scale is None:
-            self._scale = RowScale(context.subject.family, run.prompt.valid)
-        truth = truth_of(context.reference, run, name)
-        if truth.shape != value.shape:
-            return  # which is told already
-        found = self._scale.see(name, truth, value)
-        judged = found is not None and own is not None and math.isfinite(own)
-        # A hook that shows no scores says nothing of the softmax.
-        if found is None or own is None or not judged:
-            return
-        if name.endswith("attn.pattern") and not self._scores_hold:
-            return
-        allowed, source = bounds.shared_precision(own, run.dtype)
-        yield Comparison(
-            judgement="same_precision",
-            site=name,
-            prompt=run.where,
-            measured=found.certain,
-            allowed=allowed,
-            ok=found.certain <= allowed,  # NaN is not
-            bound=source,
-            note=f"what the entries of a row have in common of their error, in {found.rows} rows",
-        )
+        if self._judge is None:
+            self._judge = SharedJudge(context, run)
+        yield from self._judge.see(name, value, comparison.ok)
 
     def finish(
         self, context: Context, run: Pass, logits: torch.Tensor, loss: torch.Tensor | None
@@ -102,7 +61,7 @@ class Components(Check):
         if self._compared < due:
             yield structure(None, f"only {self._compared} of {due} sites fired", str(run))
         self._compared = 0
-        self._scale = None
+        self._judge = None
         missing = [
             name
             for name in _expected_components(context)

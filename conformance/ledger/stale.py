@@ -142,9 +142,7 @@ def divided(spec: Spec, made: Sequence[Run]) -> Iterator[tuple[int, int, str, Ru
     """
     judged = [(run, run.judged(spec)) for run in made]
     for position, defect in enumerate(spec.ledger.defects if spec.ledger else ()):
-        mine = [
-            (run, _in_dtype(defect, v)) for run, v in judged if holds(defect, run.versions)
-        ]
+        mine = [(run, _in_dtype(defect, v)) for run, v in judged if holds(defect, run.versions)]
         for number, showing in enumerate(defect.shows):
             cover = _cover(defect, showing, spec.models, [verdicts for _, verdicts in mine])
             for name, cases in cover.items():
@@ -178,9 +176,7 @@ def _cover(
             (model.id, showing.subject, check)
             for model in covered
             if runs(model, showing.subject)
-            and (
-                defect.dtype is None or model.dtype in defect.dtype or model.id in elsewhere
-            )
+            and (defect.dtype is None or model.dtype in defect.dtype or model.id in elsewhere)
             for check in checks
         )
         for name, covered in named(showing, models)

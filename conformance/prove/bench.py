@@ -18,6 +18,7 @@ from conformance.checks.base import Context, Pass
 from conformance.checks.names import CHECKS
 from conformance.errors import ConformanceError
 from conformance.jobs import Job
+from conformance.own_error import UPCAST
 from conformance.prove.proof import GATES, Proof
 from conformance.recall import Recall
 from conformance.verdicts import conclude, first_divergence, margin
@@ -205,7 +206,8 @@ class Bench:
                 gates = self._gated(self.used, _needed(found))
         else:
             for dtype, subject in (("float64", self.exact), (self.used_dtype, self.used)):
-                apart = prompts[:1] if dtype == "float64" else ()
+                # A lost upcast shows in a narrow dtype where components are apart.
+                apart = prompts if dtype in UPCAST else prompts[: dtype == "float64"]
                 with fault.apply(subject):
                     _merge(found, self._judge(dtype, prompts, isolated=apart))
         return self._conclude(fault, found, gates, time.perf_counter() - since)
@@ -215,6 +217,8 @@ class Bench:
         if fault.needs is not None and fault.needs not in CHECKS:
             return False
         if fault.corrupt is not None and len(self.processed) < len({"float64", self.used_dtype}):
+            return False
+        if fault.dtypes is not None and self.used_dtype not in fault.dtypes:
             return False
         return fault.fits(self.exact)
 

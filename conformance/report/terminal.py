@@ -126,7 +126,10 @@ def explain(
             f"the same: {names}", _WIDTH, initial_indent="  ", subsequent_indent="    "
         )
     if is_bad(verdict):
-        lines += ["  run it again:", *(f"    {command}" for command in _commands(verdict, models, dtype))]
+        lines += [
+            "  run it again:",
+            *(f"    {command}" for command in _commands(verdict, models, dtype)),
+        ]
     return "\n".join(lines)
 
 
