@@ -23,6 +23,7 @@ from conformance.choices import watched
 from conformance.errors import ImplementationError, NotApplicable
 from conformance.experiments import code_hashes
 from conformance.flags import refused
+from conformance.own_error import UPCAST
 from conformance.reference import Reference, code_hash, directory, ensure
 from conformance.variants import ISOLATION_PROMPTS, teacher
 from conformance.verdicts import conclude
@@ -59,6 +60,8 @@ def run_job(job: Job, emit: Emit) -> None:
         torch.set_num_threads(1)
     cache = Path(job.cache)
     checkpoint = resolve(job.model, cache, progress)
+    if job.kind != "checkpoint":
+        settle(job.model, progress)
     if job.kind == "reference":
         from conformance.experiments import store
 
@@ -76,6 +79,14 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def settle(model: ModelSpec, progress: Callable[[str], None]) -> None:
+    """Make this process fit for a model's dtype: kernels that kill a process are not used."""
+    from conformance.precision import DTYPES, settle_kernels
+
+    if model.dtype in UPCAST and not settle_kernels(DTYPES[model.dtype]):
+        progress(f"oneDNN has no working kernels for {model.dtype} here: left out")
+
+
 def prepared(
     model: ModelSpec, cache: Path, progress: Callable[[str], None]
 ) -> tuple[Checkpoint, Reference]:
@@ -85,6 +96,7 @@ def prepared(
         ConformanceError: either could not be done.
     """
     checkpoint = resolve(model, cache, progress)
+    settle(model, progress)
     path = ensure(model, checkpoint, cache, progress)
     return checkpoint, Reference(path, checkpoint.path, model.architecture, model.dtype)
 

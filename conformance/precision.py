@@ -9,6 +9,10 @@ right implementations agree to about 1e-15 and a wrong formula has nowhere to hi
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+import signal
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -118,6 +122,50 @@ class Promoted(TorchFunctionMode):
         if func in _FROM_DATA and result.dtype in NARROW:
             return result.to(torch.float64)
         return result
+
+
+@functools.cache
+def settle_kernels(dtype: torch.dtype) -> bool:
+    """Leave oneDNN out, in this process, if its kernels for a dtype kill it here.
+
+    On some machines its products in bfloat16 end in an illegal instruction: the processor offers
+    AMX, and the system or the hypervisor does not. So a child tries first.
+
+    Returns:
+        Whether the kernels are used.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads, which the child does not use
+        child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(_LONGEST_TRIAL_S)
+            _try_kernels(dtype)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGILL:
+        # torch.backends.mkldnn.flags also sets a GPU's flag, and warns where there is no GPU.
+        torch._C._set_mkldnn_enabled(False)
+        return False
+    return True
+
+
+#: A child that hangs tells nothing, and must not keep its parent.
+_LONGEST_TRIAL_S = 20
+
+
+def _try_kernels(dtype: torch.dtype) -> None:
+    """Products of the kinds that models make, small and large enough for every kernel."""
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        for rows, inner, columns in ((16, 48, 113), (512, 64, 256), (96, 512, 512)):
+            left, right = torch.ones(2, rows, inner), torch.ones(inner, columns)
+            left, right = left.to(dtype), right.to(dtype)
+            _ = left @ right
+            _ = torch.bmm(left, right.expand(2, -1, -1))
+            _ = torch.nn.functional.linear(left, right.T.contiguous(), right[0])
+        _ = torch.nn.functional.conv1d(left, torch.ones(96, 1, 4, dtype=dtype), groups=96)
 
 
 @contextlib.contextmanager

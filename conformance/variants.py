@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +10,8 @@ from conformance import choices
 from conformance.prompts import Prompt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import torch
 
     from conformance.choices import Choices

@@ -78,7 +78,7 @@ def _rotary_refused(subject: LensModel) -> Iterator[None]:
                 with _Refused(subject.dtype):
                     return _forward(*args, **kwargs)
 
-            module.forward = refused  # type: ignore[method-assign]
+            module.forward = refused
             stack.callback(module.__dict__.pop, "forward")
         yield
 

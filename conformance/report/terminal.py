@@ -394,9 +394,11 @@ def summary(records: Records) -> list[str]:
     )
     models: dict[str, str] = {v.model: v.evidence for v in records.verdicts}
     evidence = Counter(models.values())
+    kinds = f"({evidence['real']} with trained weights, {evidence['twin']} twins)"
+    dtype = f", all in {records.header.dtype}" if records.header.dtype else ""
     lines = [
         libraries,
-        f"{len(models)} models ({evidence['real']} with trained weights, {evidence['twin']} twins)",
+        f"{len(models)} models {kinds}{dtype}",
         counts(Counter(v.outcome for v in records.verdicts)),
     ]
     if records.footer is not None:
