@@ -227,6 +227,9 @@ def _received(
             verdicts[got.check] = _without(failed, model, subject, got.check)
         else:
             verdicts[got.check] = replace(
-                verdict, architecture=model.architecture, evidence=model.evidence
+                verdict,
+                architecture=model.architecture,
+                evidence=model.evidence,
+                dtype=model.dtype,
             )
     return verdicts, problems
