@@ -194,7 +194,8 @@ def flips(truth: Choice, own: Choice, valid: torch.Tensor) -> Flips | None:
     best = right.where(dropped, -infinite).amax(1)
     worst = right.where(live, -infinite).where(in_own & ~in_truth, infinite).amin(1)
     scale = right.abs().where(live, torch.zeros_like(infinite)).amax(1).clamp_min(ZERO)
-    margin = ((best - worst) / scale)[rows].amax()
+    # Below zero where rounded weights turn the choice themselves.
+    margin = ((best - worst) / scale)[rows].amax().clamp_min(0)
     return Flips(int(rows.sum()), int(real.sum()), float(margin))
 
 

@@ -35,6 +35,7 @@ from conformance.variants import (
     choices_to_store,
     compare,
     move,
+    stored_choices,
     teacher,
     widen,
     with_sdpa,
@@ -161,9 +162,16 @@ def _trace_components(
 
     writer.next_run()
     force = teacher("components", rounded, torch.float64)
-    with choices.watched(exact) as watch:
+    replay = stored_choices(truth, prompt.name)
+    with choices.watched(exact, replay) as watch:
         on_site("logits", exact.run(prompt, on_site, force=force))
-    for name, tensor in choices_to_store(prompt.name, watch.seen).items():
+    # One choice for all: inputs that components are fed were made with it.
+    made = {
+        key: choices.Choice(own.scores, replay[key].indices)
+        for key, own in watch.seen.items()
+        if key in replay
+    }
+    for name, tensor in choices_to_store(prompt.name, made).items():
         writer.add(name, tensor)
 
 
