@@ -9,6 +9,7 @@ right implementations agree to about 1e-15 and a wrong formula has nowhere to hi
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import os
 import signal
@@ -139,6 +140,7 @@ def settle_kernels(dtype: torch.dtype) -> bool:
         child = os.fork()
     if child == 0:
         try:
+            faulthandler.disable()  # its death is no news
             signal.alarm(_LONGEST_TRIAL_S)
             _try_kernels(dtype)
         finally:
