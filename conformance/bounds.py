@@ -40,6 +40,23 @@ SAME_PRECISION_FAIL = 4.0
 #: happens to be exact where the reference is exact must not turn one rounding into a failure.
 SAME_PRECISION_FLOOR_ULP = 2.0
 
+#: The same floor where every side works on the very same numbers, those of the dtype itself (a
+#: component on its own, in bfloat16 or float16): rounding every entry once, to the nearest, leaves
+#: at most half a unit in the last place, evenly distributed: 1 / (2 sqrt(3)) of one, root mean
+#: square (Widrow and Kollar, Quantization Noise, 2008, section 1.2).
+ONE_ROUNDING_ULP = 1 / (2 * math.sqrt(3))
+
+#: What rounding a single number leaves at the least, root mean square, relative to the number, in
+#: units in the last place: as above, for a number at the upper end of its binade. A norm or a
+#: softmax that keeps to float32 leaves none of it in what it divides a row by; half of it is where
+#: the two are told apart.
+SHARED_ROUNDING_ULP = 1 / (4 * math.sqrt(3)) / 2
+
+#: How many standard errors an estimate must be from zero to be taken for anything else: one in
+#: three million for a normal variable (Lyons, Discovering the significance of 5 sigma,
+#: arXiv:1310.1284), with some ten thousand estimates a run.
+STANDARD_ERRORS = 5.0
+
 #: How often the reference's weights are rounded anew to see what weight processing may cost. At
 #: an ill-conditioned position an error is one draw of a normal variable x0; the chance that
 #: |x0| > 4 max(|x1|, ..., |xK|) for K further draws is 16 % for K = 1, below 1 % from K = 4 on
@@ -131,25 +148,61 @@ def same_function(spread: float) -> tuple[float, str]:
     return scaled, f"{SAME_FUNCTION_SPREADS:g} x the reference's own float64 spread {spread:.1e}"
 
 
-def same_precision(reference_error: float, dtype: str) -> tuple[float, float, str]:
+def same_precision(
+    reference_error: float, dtype: str, *, same_numbers: bool = False
+) -> tuple[float, float, str]:
     """The bounds on a relative rms error in ``dtype``: (fails above, warns above, source).
 
     Args:
         reference_error: the reference's own error against the promoted truth, the largest
             over its variants.
         dtype: name of the dtype judged.
+        same_numbers: the truth was computed from the weights and inputs as the dtype holds them.
     """
-    floor = SAME_PRECISION_FLOOR_ULP * EPS[dtype]
+    ulp = ONE_ROUNDING_ULP if same_numbers else SAME_PRECISION_FLOOR_ULP
+    floor = ulp * EPS[dtype]
     # A reference that overflows admits nothing: an infinite bound would pass everything.
     usable = math.isfinite(reference_error) and reference_error > floor
     base = reference_error if usable else floor
     what = (
         f"the reference's own {dtype} error {reference_error:.1e}"
         if base == reference_error
-        else f"{SAME_PRECISION_FLOOR_ULP:g} ulp of {dtype}"
+        else f"{ulp:.2g} ulp of {dtype}"
     )
     return (
         SAME_PRECISION_FAIL * base,
         SAME_PRECISION_WARN * base,
         f"{SAME_PRECISION_FAIL:g} x {what}",
     )
+
+
+def shared_precision(reference_error: float, dtype: str) -> tuple[float, str]:
+    """The bound on the relative error that all entries of a row share, and where it comes from.
+
+    No position is ill-conditioned here, and an average over rows tells twice from once: what warns
+    elsewhere fails.
+
+    Args:
+        reference_error: the reference's own. It is not zero: entries of a narrow dtype have few
+            mantissas, and those that are alike are rounded alike.
+        dtype: name of the dtype judged.
+    """
+    own, floor = SAME_PRECISION_WARN * reference_error, SHARED_ROUNDING_ULP * EPS[dtype]
+    if math.isfinite(own) and own > floor:
+        what = f"the reference's own, {reference_error:.1e}, that a row's entries share"
+        return own, f"{SAME_PRECISION_WARN:g} x {what}"
+    return floor, f"half of the least that one rounding to {dtype} leaves in a row's scale"
+
+
+def near_tie(reference_error: float, dtype: str) -> tuple[float, str]:
+    """The largest margin, relative to the scores, of a choice that a right port may turn.
+
+    Two scores each of which may be wrong by a right port's error change places if they are no
+    further apart than twice that.
+
+    Args:
+        reference_error: of the scores chosen by, the largest, relative to a token's largest.
+        dtype: name of the dtype judged.
+    """
+    allowed, _, source = same_precision(reference_error, dtype)
+    return 2 * allowed, f"2 x {source}, in scores"

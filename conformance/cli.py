@@ -47,6 +47,12 @@ app.add_typer(ledger, name="ledger")
 
 _Models = Annotated[Path, typer.Option("--models", metavar="FILE", help="The models to check.")]
 _MODELS = Path("models.toml")
+_Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", metavar="D", help="float32, bfloat16, float16 or float64, for every model."
+    ),
+]
 
 
 for _command in (compare, report, gate, schema):
@@ -75,6 +81,7 @@ def run(
         list[str] | None,
         typer.Option("--check", metavar="C", help="Only this check. Can be repeated."),
     ] = None,
+    dtype: _Dtype = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where records.jsonl is written.")
     ] = Path("conformance-out"),
@@ -98,6 +105,7 @@ def run(
         *(f"--model={name}" for name in model or ()),
         *(f"--subject={name}" for name in subject or ()),
         *(f"--check={name}" for name in check or ()),
+        *([f"--dtype={dtype}"] if dtype is not None else []),
     ]
     args = [
         "--models",
@@ -248,6 +256,7 @@ def prove(
         list[str] | None,
         typer.Option("--fault", metavar="F", help="Only this fault. Can be repeated."),
     ] = None,
+    dtype: _Dtype = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where prove.jsonl is written.")
     ] = Path("conformance-out"),
@@ -262,11 +271,12 @@ def prove(
 
     from conformance.checkpoints import cache_dir
     from conformance.prove.command import run as run_proofs
+    from conformance.selection import with_dtype
     from conformance.spec import load_spec
 
     try:
         status = run_proofs(
-            load_spec(models),
+            with_dtype(load_spec(models), dtype),
             models=model or (),
             subjects=subject or (),
             faults=fault or (),
@@ -289,6 +299,7 @@ def explain(
         str | None,
         typer.Option("--subject", metavar="S", help="The port; bridge unless told otherwise."),
     ] = None,
+    dtype: _Dtype = None,
     models: _Models = _MODELS,
     out: Annotated[
         Path | None,
@@ -309,12 +320,12 @@ def explain(
     from conformance.checkpoints import cache_dir
     from conformance.explain import command as explaining
     from conformance.report.explanation import page
-    from conformance.selection import with_named
+    from conformance.selection import with_dtype, with_named
     from conformance.spec import load_spec
 
     status = Console(stderr=True, highlight=False)
     try:
-        spec = with_named(load_spec(models), [model])
+        spec = with_dtype(with_named(load_spec(models), [model]), dtype)
         entry, name = explaining.choose(spec, model, subject)
         folder = out or Path("conformance-out") / "explain" / f"{entry.id}-{name}"
         with status.status(f"{entry.id}, {name}", spinner="line") as line:
@@ -374,7 +385,11 @@ def _print(console: Console, records: Records, explained: int | None) -> None:
 
     models = records.header.models_toml
     default = str(_MODELS.absolute())
-    texts = explanations(records.verdicts, models=None if models == default else models)
+    texts = explanations(
+        records.verdicts,
+        models=None if models == default else models,
+        dtype=records.header.dtype,
+    )
     for text in texts[:explained]:
         console.print(text, markup=False, soft_wrap=True, end="\n\n")
     if explained is not None and len(texts) > explained:

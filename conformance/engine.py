@@ -18,17 +18,14 @@ from typing import TYPE_CHECKING, Any
 from conformance.checkpoints import Checkpoint, resolve
 from conformance.checks import registry
 from conformance.checks.base import Check, Context, Pass, structure
+from conformance.checks.choosing import judge_choices
+from conformance.choices import watched
 from conformance.errors import ImplementationError, NotApplicable
 from conformance.experiments import code_hashes
 from conformance.flags import refused
-from conformance.reference import (
-    ISOLATION_PROMPTS,
-    Reference,
-    code_hash,
-    directory,
-    ensure,
-    teacher,
-)
+from conformance.own_error import UPCAST
+from conformance.reference import Reference, code_hash, directory, ensure
+from conformance.variants import ISOLATION_PROMPTS, teacher
 from conformance.verdicts import conclude
 
 if TYPE_CHECKING:
@@ -36,6 +33,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from conformance.choices import Watch
     from conformance.implementations.lens_model import LensModel
     from conformance.jobs import Emit, Job
     from conformance.spec import ModelSpec
@@ -62,6 +60,8 @@ def run_job(job: Job, emit: Emit) -> None:
         torch.set_num_threads(1)
     cache = Path(job.cache)
     checkpoint = resolve(job.model, cache, progress)
+    if job.kind != "checkpoint":
+        settle(job.model, progress)
     if job.kind == "reference":
         from conformance.experiments import store
 
@@ -79,6 +79,14 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def settle(model: ModelSpec, progress: Callable[[str], None]) -> None:
+    """Make this process fit for a model's dtype: kernels that kill a process are not used."""
+    from conformance.precision import DTYPES, settle_kernels
+
+    if model.dtype in UPCAST and not settle_kernels(DTYPES[model.dtype]):
+        progress(f"oneDNN has no working kernels for {model.dtype} here: left out")
+
+
 def prepared(
     model: ModelSpec, cache: Path, progress: Callable[[str], None]
 ) -> tuple[Checkpoint, Reference]:
@@ -88,8 +96,9 @@ def prepared(
         ConformanceError: either could not be done.
     """
     checkpoint = resolve(model, cache, progress)
+    settle(model, progress)
     path = ensure(model, checkpoint, cache, progress)
-    return checkpoint, Reference(path, checkpoint.path, model.architecture)
+    return checkpoint, Reference(path, checkpoint.path, model.architecture, model.dtype)
 
 
 @dataclass
@@ -116,9 +125,9 @@ def _judge(
     from conformance.precision import DTYPES
 
     assert job.subject is not None
-    reference = Reference(
-        directory(job.model, checkpoint, cache), checkpoint.path, job.model.architecture
-    )
+    model = job.model
+    trace = directory(model, checkpoint, cache)
+    reference = Reference(trace, checkpoint.path, model.architecture, model.dtype)
     available = registry()
     running = Running([available[name]() for name in job.checks])
 
@@ -144,7 +153,7 @@ def _judge(
             job.subject,
             check.name,
             check.comparisons,
-            {**check.metrics, **_left_out(check, reference), **_contradicted(reference)},
+            {**check.metrics, **_left_out(check, reference), **_of_reference(check, reference)},
             running.seconds.get(check.name, 0.0),
             error=running.errors.get(check.name),
         )
@@ -209,9 +218,14 @@ def read_weights(running: Running, context: Context) -> None:
     context.parameters = {}
 
 
-def _contradicted(reference: Reference) -> dict[str, Any]:
-    found = reference.contradictions
-    return {"reference_contradicts_itself": found} if found else {}
+def _of_reference(check: Check, reference: Reference) -> dict[str, Any]:
+    """What a reader must know of the reference itself."""
+    found: dict[str, Any] = {}
+    if reference.contradictions:
+        found["reference_contradicts_itself"] = reference.contradictions
+    if check.modes and reference.overflows:
+        found["reference_overflows"] = {"dtype": reference.dtype, "first": reference.overflows}
+    return found
 
 
 def run_checks(running: Running, context: Context, progress: Callable[[str], None]) -> None:
@@ -302,17 +316,24 @@ def _one_pass(running: Running, context: Context, run: Pass, readers: list[Check
             running.spend(check, since)
             inside += time.perf_counter() - since
 
-    try:
-        loss = None
+    def forward() -> tuple[torch.Tensor, torch.Tensor | None]:
         if run.mode == "plain":
-            logits, loss = subject.run_with_loss(run.prompt, on_site)
-        elif run.mode == "processed":
-            logits = subject.run(run.prompt, lambda *_: None)
+            return subject.run_with_loss(run.prompt, on_site)
+        if run.mode == "processed":
+            return subject.run(run.prompt, lambda *_: None), None
+        force = teacher(
+            run.mode, lambda name: reference.input(run.prompt.name, name), subject.dtype
+        )
+        return subject.run(run.prompt, on_site, force=force), None
+
+    watch: Watch | None = None
+    try:
+        if run.exact:
+            logits, loss = forward()
         else:
-            force = teacher(
-                run.mode, lambda name: reference.input(run.prompt.name, name), subject.dtype
-            )
-            logits = subject.run(run.prompt, on_site, force=force)
+            replayed = reference.choices(run.mode, run.prompt.name)
+            with watched(subject, replayed) as watch:
+                logits, loss = forward()
     except Exception as error:
         if not ours:
             note = f"the forward pass raised {type(error).__name__}: {error}\n{_tail(error)}"
@@ -321,11 +342,13 @@ def _one_pass(running: Running, context: Context, run: Pass, readers: list[Check
             return
     if ours:
         raise ours[0]
-    forward = time.perf_counter() - started - inside
+    spent = time.perf_counter() - started - inside
+    flipped = [] if watch is None else list(judge_choices(context, run, watch, readers))
     for check in readers:
         since = time.perf_counter()
         check.comparisons.extend(check.finish(context, run, logits, loss))
-        running.spend(check, since - forward / len(readers))
+        check.comparisons.extend(flipped)
+        running.spend(check, since - spent / len(readers))
 
 
 def _tail(error: BaseException, lines: int = 6) -> str:

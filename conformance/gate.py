@@ -92,6 +92,19 @@ def complete(run: Run, baseline: Run) -> Iterator[Finding]:
         yield Finding("INCOMPLETE", "the baseline judged nothing of what is compared here")
 
 
+def same_dtype(run: Run, baseline: Run) -> Iterator[Finding]:
+    """Both runs were judged in the same dtype; a run that does not say is not held to it."""
+    apart = Counter(
+        (was.dtype, now.dtype)
+        for case, was in baseline.verdicts.items()
+        if (now := run.verdicts.get(case)) and was.dtype and now.dtype and was.dtype != now.dtype
+    )
+    for (was_in, now_in), count in apart.items():
+        verdicts = "1 verdict was" if count == 1 else f"{count} verdicts were"
+        said = f"{verdicts} reached in {now_in}, in the baseline in {was_in}"
+        yield Finding("ANOTHER DTYPE", said)
+
+
 def _problems(records: Records) -> Iterator[str]:
     if records.footer is None:
         yield "was cut short: its file has no footer"
@@ -186,6 +199,7 @@ def newly_known(run: Run, baseline: Run) -> Iterator[Finding]:
 
 RULES: tuple[Rule, ...] = (
     complete,
+    same_dtype,
     regressions,
     new_failures,
     unexpected_passes,
@@ -234,6 +248,9 @@ def differences(run: Run, baseline: Run) -> Sequence[str]:
         found.append("models.toml was changed")
     if new.seeds != old.seeds:
         found.append("other seeds")
+    if new.dtype != old.dtype:
+        was_in, now_in = (h.dtype or "each model's own" for h in (old, new))
+        found.append(f"dtype {was_in} -> {now_in}")
     return found
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from conformance.bounds import ZERO
+from conformance.bounds import STANDARD_ERRORS, ZERO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,6 +134,80 @@ def difference(
         count=count,
         worst_row=_unravel(per_row.at, reference.shape[: reference.ndim - row_dims]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The error that all entries of a row have in common: that of a factor of the whole row.
+
+    Attributes:
+        value: its root mean square over rows, relative; 0.0 where the estimate of its square is
+            negative.
+        certain: the same, less ``STANDARD_ERRORS`` standard errors that entries' own errors leave
+            in that estimate.
+        rows: how many rows could be told of.
+    """
+
+    value: float
+    certain: float
+    rows: int
+
+
+def shared_error(
+    reference: torch.Tensor,
+    subject: torch.Tensor,
+    keep: torch.Tensor | None = None,
+    row_dims: int = 1,
+    along: torch.Tensor | None = None,
+) -> Shared:
+    """Estimate the rms of the relative error that each row's entries share.
+
+    Rounding each entry of a row leaves errors that know nothing of each other; rounding the one
+    number by which a row is multiplied or divided (a norm's root mean square, a softmax's sum)
+    moves all of them alike, subject = (1 + a) reference. The products of two different entries'
+    errors, in proportion to the entries, therefore have the mean a^2, whatever each entry's own
+    error is (a U-statistic: Hoeffding 1948); rows count by the pairs of entries that they have.
+
+    Args:
+        reference, subject, keep, row_dims: as for :func:`difference`.
+        along: what one unit of the shared error changes, of the same shape; the reference itself
+            unless given.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if reference.shape != subject.shape:
+        raise ValueError(f"shape {tuple(subject.shape)}, reference {tuple(reference.shape)}")
+    width = math.prod(reference.shape[reference.ndim - row_dims :])
+    r = reference.reshape(-1, width).to(torch.float64)
+    d = subject.reshape(-1, width).to(torch.float64) - r
+    if along is not None:
+        r = along.reshape(-1, width).to(torch.float64)
+    if keep is not None:
+        drop = ~keep.reshape(-1, width)
+        r, d = r.masked_fill(drop, 0.0), d.masked_fill(drop, 0.0)
+    size = (r * r).sum(1, keepdim=True)
+    told = size[:, 0] > ZERO
+    r, d, size = r[told], d[told], size[told]
+    products, weights = d * r / size, r * r / size
+    pairs = 1 - (weights * weights).sum(1)
+    sums = products.sum(1) ** 2 - (products * products).sum(1)
+    rows, total = int(pairs.numel()), float(pairs.sum())
+    if rows < 2 or total <= 0:
+        return Shared(0.0, 0.0, rows)
+    mean = float(sums.sum()) / total
+    # What errors that know nothing of each other would make of the sum: each entry's own error is
+    # what is left of it beside what its row has in common.
+    own = products - weights * products.sum(1, keepdim=True)
+    squares = own * own
+    variance = 2 * (squares.sum(1) ** 2 - (squares * squares).sum(1))
+    error = math.sqrt(float(variance.sum())) / total
+    return Shared(_root(mean), _root(mean - STANDARD_ERRORS * error), rows)
+
+
+def _root(square: float) -> float:
+    """NaN stays: no bound admits it."""
+    return 0.0 if square <= 0 else math.sqrt(square)
 
 
 def _row_means(matrix: torch.Tensor) -> torch.Tensor:

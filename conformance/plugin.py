@@ -74,6 +74,12 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "default": [],
         "help": "Run only this check. Can be repeated.",
     },
+    "dtype": {
+        "metavar": "D",
+        "default": None,
+        "help": "Run every model in this dtype instead of its own: float32, bfloat16, float16 or "
+        "float64",
+    },
     "out": {
         "metavar": "DIR",
         "default": DEFAULT_OUT,
@@ -160,6 +166,12 @@ class _Run:
         value = str(self.config.getoption("conformance_models"))
         return None if value == DEFAULT_MODELS else value
 
+    @property
+    def dtype_option(self) -> str | None:
+        """The value of ``--dtype``, which has to be given again; None where it was not given."""
+        value: str | None = self.config.getoption("conformance_dtype")
+        return value
+
     def close(self) -> None:
         if self.isolation is not None:
             self.isolation.close()
@@ -212,12 +224,13 @@ def _usage_error(message: str) -> NoReturn:
 
 
 def _make_run(config: pytest.Config) -> _Run:
-    from conformance.selection import select, with_named
+    from conformance.selection import select, with_dtype, with_named
     from conformance.spec import load_spec
 
     here = config.invocation_params.dir
     models = config.getoption("conformance_model")
     spec = with_named(load_spec(here / str(config.getoption("conformance_models"))), models)
+    spec = with_dtype(spec, config.getoption("conformance_dtype"))
     return _Run(
         config=config,
         spec=spec,
@@ -312,7 +325,7 @@ def _begin(run: _Run, selected: int) -> None:
     command = (Path(sys.argv[0]).name, *map(str, run.config.invocation_params.args))
     try:
         names = listed(run.spec, {case.model for case in run.cases})
-        run.recorder = Recorder(run.out, run.spec, selected, command, names)
+        run.recorder = Recorder(run.out, run.spec, selected, command, names, dtype=run.dtype_option)
     except RecordsError as error:
         _usage_error(str(error))
 
@@ -383,7 +396,8 @@ def _conclude(run: _Run, verdict: Verdict) -> None:
     if verdict.outcome == "xfailed":
         pytest.xfail(reason.splitlines()[0])  # a no-op under --runxfail, which wants to see it
     shown = abridged(verdict, run.shown)
-    pytest.fail(explain(shown, models=run.models_option), pytrace=False)
+    text = explain(shown, models=run.models_option, dtype=run.dtype_option)
+    pytest.fail(text, pytrace=False)
 
 
 def _runner(run: _Run) -> Runner:
@@ -472,6 +486,7 @@ def _made_here(run: _Run, case: Case, outcome: Literal["skipped", "error"], reas
         outcome=outcome,
         architecture=model.architecture,
         evidence=model.evidence,
+        dtype=model.dtype,
         reason=reason,
     )
 
@@ -484,6 +499,7 @@ def _properties(verdict: Verdict) -> list[tuple[str, object]]:
         ("check", verdict.check),
         ("outcome", verdict.outcome),
         ("evidence", verdict.evidence),
+        ("dtype", verdict.dtype or ""),
         ("first_divergence", verdict.first_divergence or ""),
         ("duration_s", f"{verdict.duration_s:.3f}"),
         ("peak_bytes", verdict.peak_bytes or ""),
@@ -591,7 +607,9 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if run is None:
         return None
     models = len({case.model for case in run.cases})
-    return f"conformance: {run.spec.path}, {models} models, {len(run.cases)} verdicts asked for"
+    dtype = f", all in {run.dtype_option}" if run.dtype_option else ""
+    asked = f"{models} models, {len(run.cases)} verdicts asked for{dtype}"
+    return f"conformance: {run.spec.path}, {asked}"
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -9,6 +9,11 @@ right implementations agree to about 1e-15 and a wrong formula has nowhere to hi
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import functools
+import os
+import signal
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,19 +58,42 @@ def _grouped_mm(
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """The expert product in float64, for which torch has no kernel.
+    """The expert product where torch has no kernel: in float64, of unaligned rows.
 
     Rows of ``a`` [rows, k] are sorted by expert and ``offs`` [expert] says where each expert's
     end; ``b`` is [expert, k, n].
     """
     if offs is None or a.ndim != 2 or b.ndim != 3:
-        raise NotImplementedError("grouped_mm in float64: only [rows, k] x [expert, k, n]")
+        raise NotImplementedError("grouped_mm: only [rows, k] x [expert, k, n]")
     out = a.new_zeros(a.shape[0], b.shape[-1])
     start = 0
     for expert, end in enumerate(offs.tolist()):
         out[start:end] = a[start:end] @ b[expert]
         start = end
     return out if bias is None else out + bias
+
+
+class Unaligned(TorchFunctionMode):
+    """While active, expert products of any size can be formed in bfloat16 and float16.
+
+    Torch's kernel for several experts at once takes rows of whole 16 bytes only: real models have
+    no others, twins do.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is torch._grouped_mm and any(map(_unaligned, args[:2])):
+            return _grouped_mm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _unaligned(matrix: torch.Tensor) -> bool:
+    return any(step != 1 and step * matrix.itemsize % 16 for step in matrix.stride())
 
 
 _SPECIAL = frozenset({*_CASTS, *_FROM_DATA, torch._grouped_mm})
@@ -97,11 +125,57 @@ class Promoted(TorchFunctionMode):
         return result
 
 
+@functools.cache
+def settle_kernels(dtype: torch.dtype) -> bool:
+    """Leave oneDNN out, in this process, if its kernels for a dtype kill it here.
+
+    On some machines its products in bfloat16 end in an illegal instruction: the processor offers
+    AMX, and the system or the hypervisor does not. So a child tries first.
+
+    Returns:
+        Whether the kernels are used.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads, which the child does not use
+        child = os.fork()
+    if child == 0:
+        try:
+            faulthandler.disable()  # its death is no news
+            signal.alarm(_LONGEST_TRIAL_S)
+            _try_kernels(dtype)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGILL:
+        # torch.backends.mkldnn.flags also sets a GPU's flag, and warns where there is no GPU.
+        torch._C._set_mkldnn_enabled(False)
+        return False
+    return True
+
+
+#: A child that hangs tells nothing, and must not keep its parent.
+_LONGEST_TRIAL_S = 20
+
+
+def _try_kernels(dtype: torch.dtype) -> None:
+    """Products of the kinds that models make, small and large enough for every kernel."""
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        for rows, inner, columns in ((16, 48, 113), (512, 64, 256), (96, 512, 512)):
+            left, right = torch.ones(2, rows, inner), torch.ones(inner, columns)
+            left, right = left.to(dtype), right.to(dtype)
+            _ = left @ right
+            _ = torch.bmm(left, right.expand(2, -1, -1))
+            _ = torch.nn.functional.linear(left, right.T.contiguous(), right[0])
+        _ = torch.nn.functional.conv1d(left, torch.ones(96, 1, 4, dtype=dtype), groups=96)
+
+
 @contextlib.contextmanager
 def promoted(dtype: torch.dtype) -> Iterator[None]:
-    """Load and run under this context: promotion for float64, nothing for other dtypes."""
+    """Load and run under this context: promotion for float64; other dtypes are left alone."""
     if dtype != torch.float64:
-        yield
+        with Unaligned() if dtype != torch.float32 else contextlib.nullcontext():
+            yield
         return
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)

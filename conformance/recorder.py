@@ -35,6 +35,7 @@ class Recorder:
         selected: how many verdicts the run is asked for.
         command: the command line.
         names: the names whose verdicts are among those.
+        dtype: the one that every model is run in; None where each is in its own.
 
     Raises:
         RecordsError: the directory cannot be written to.
@@ -47,6 +48,8 @@ class Recorder:
         selected: int,
         command: Sequence[str] = (),
         names: Sequence[Name] = (),
+        *,
+        dtype: str | None = None,
     ) -> None:
         self.path = directory / FILE_NAME
         self.outcomes: Counter[str] = Counter()
@@ -64,7 +67,7 @@ class Recorder:
             raise RecordsError(
                 f"{self.path}: {error.strerror}", "give a directory you can write to with --out"
             ) from error
-        write(header(spec, command), self._stream)
+        write(header(spec, command, dtype), self._stream)
         for name in names:
             write(name, self._stream)
 
@@ -102,7 +105,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def header(spec: Spec, command: Sequence[str]) -> Header:
+def header(spec: Spec, command: Sequence[str], dtype: str | None = None) -> Header:
     """What a file of results begins with."""
     return Header(
         started=now(),
@@ -113,6 +116,7 @@ def header(spec: Spec, command: Sequence[str]) -> Header:
         models_toml_sha256=spec.sha256,
         ledger_sha256=spec.ledger.sha256 if spec.ledger else None,
         command=tuple(command),
+        dtype=dtype,
     )
 
 

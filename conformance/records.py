@@ -1,8 +1,8 @@
 """What a run writes: a header, names, one record per verdict, a footer; a JSON object per line.
 
 A file without a footer was cut short (:class:`TruncatedRecords`); what it holds is still good.
-Schema 2 added the lines of kind ``name`` after the header, and ``commit`` to verdicts; files of
-schema 1 are read as well.
+Schema 2 added the lines of kind ``name`` after the header, and ``commit`` to verdicts; schema 3
+``dtype`` to both. Files of schemas 1 and 2 are read as well.
 Records are frozen and hold plain numbers and text only: no tensor, no exception.
 """
 
@@ -20,9 +20,9 @@ from conformance.errors import RecordsError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: Schemas that :func:`read` understands.
-READABLE: frozenset[int] = frozenset({1, 2})
+READABLE: frozenset[int] = frozenset({1, 2, 3})
 
 Outcome = Literal[
     "passed",
@@ -105,6 +105,7 @@ class Verdict:
     """The result of one check on one subject of one model.
 
     ``commit`` is that of the repository on the hub that the weights came from, if they did.
+    ``dtype`` is the one that *same precision* was judged in; in ``float64`` it is not judged.
     """
 
     model: str
@@ -121,6 +122,7 @@ class Verdict:
     worst: tuple[Comparison, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     commit: str | None = None
+    dtype: str | None = None
     kind: Literal["verdict"] = "verdict"
 
     def __post_init__(self) -> None:
@@ -130,7 +132,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """First line of a records file. ``ledger_sha256`` is None where models.toml names no ledger."""
+    """First line of a records file.
+
+    ``ledger_sha256`` is None where models.toml names no ledger, ``dtype`` where each model was run
+    in its own.
+    """
 
     started: str
     versions: Mapping[str, str]
@@ -140,6 +146,7 @@ class Header:
     models_toml_sha256: str
     command: tuple[str, ...] = ()
     ledger_sha256: str | None = None
+    dtype: str | None = None
     schema_version: int = SCHEMA_VERSION
     kind: Literal["header"] = "header"
 

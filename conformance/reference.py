@@ -1,14 +1,13 @@
 """The reference run: HuggingFace's trace in promoted float64, and how exact HuggingFace itself is.
 
-One directory per (checkpoint, prompts, versions, our own tracing code) holds
+One directory per (checkpoint, prompts, versions, our own tracing code), whatever the dtypes, holds
 
 * every site of every prompt in promoted float64 (the truth), and the input of every component;
 * the reference's *spread* at each site: how far roundoff moves the truth, the larger of a
   re-association of the same mathematics (the prompt in a larger batch) and of every weight
   moved by one unit in the last place;
-* the reference's *error* in the dtype that users run: its distance from the truth, the largest
-  over eager attention, sdpa and another batch shape; once for whole forward passes and once for
-  components fed the truth.
+* every discrete choice of the truth: a router's experts;
+* for each dtype asked for, how exact the reference is in it (:mod:`conformance.own_error`).
 
 A port is judged against these numbers, so a second run needs no HuggingFace model at all.
 """
@@ -20,16 +19,28 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import math
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from conformance import SEEDS
+from conformance import SEEDS, choices, own_error
 from conformance.errors import TraceError
 from conformance.prompts import Prompt, build
 from conformance.trace import Trace, TraceWriter
+from conformance.variants import (
+    DOUBLED_SKIPS,
+    Differences,
+    Mode,
+    choices_to_store,
+    compare,
+    move,
+    stored_choices,
+    widen,
+    with_sdpa,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,31 +48,18 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.checkpoints import Checkpoint
+    from conformance.choices import Choices
     from conformance.families import Dims, Family
-    from conformance.implementations.base import Force
     from conformance.implementations.huggingface import HuggingFaceModel
     from conformance.spec import ModelSpec
-
-#: ``plain``: an ordinary forward pass. ``blocks``: every block is fed the reference's own input.
-#: ``components``: every norm, attention and MLP is.
-#: ``processed`` (errors only): the reference with its weights rounded anew.
-Mode = Literal["plain", "blocks", "components", "processed"]
-
-#: What the logits less their mean at each position are known as: weight processing may shift all
-#: logits of a position, and what is left after centring may be much smaller than the shift.
-CENTRED = "logits, centred"
-
-#: Prompts on which components are isolated: a short one, a padded one, and one past the window.
-ISOLATION_PROMPTS = ("sixteen", "padded_left", "long")
 
 #: Prompts on which eager attention and sdpa are compared: plain, padded.
 CONTRADICTION_PROMPTS = ("sixteen", "padded_left")
 
-#: The longest prompt in a doubled batch would double the run; it has the other variants.
-DOUBLED_SKIPS = frozenset({"long"})
-
 _TRACING_MODULES = (
     "conformance.reference",
+    "conformance.variants",
+    "conformance.choices",
     "conformance.prompts",
     "conformance.precision",
     "conformance.families.base",
@@ -100,7 +98,6 @@ def fingerprint(model: ModelSpec, checkpoint: Checkpoint) -> str:
     facts = {
         "checkpoint": checkpoint.digest,
         "architecture": repr(family(model.architecture, config)),
-        "dtype": model.dtype,
         "prompts": model.prompts,
         "seeds": dict(SEEDS),
         "torch": importlib.metadata.version("torch"),
@@ -118,11 +115,19 @@ def directory(model: ModelSpec, checkpoint: Checkpoint, cache: Path) -> Path:
 class Reference:
     """A stored reference run.
 
+    Args:
+        path: the trace's directory.
+        checkpoint: the directory of the weights.
+        architecture: the HuggingFace class.
+        dtype: the one that precision is judged in; ``float64`` for none.
+
     Raises:
-        TraceError: there is none, or it is damaged.
+        TraceError: there is none, it is damaged, or it was not measured in ``dtype``.
     """
 
-    def __init__(self, path: Path, checkpoint: Path, architecture: str) -> None:
+    def __init__(
+        self, path: Path, checkpoint: Path, architecture: str, dtype: str = "float32"
+    ) -> None:
         import transformers
 
         from conformance.families import dims, family
@@ -133,13 +138,22 @@ class Reference:
         config = transformers.AutoConfig.from_pretrained(checkpoint)
         self.family: Family = family(architecture, config)
         self.dims: Dims = dims(config)
-        self.dtype: str = facts["dtype"]
+        self.dtype = dtype
         self.left_out: dict[str, str] = facts["left_out"]
-        self.variants: dict[str, Any] = facts["variants"]
         #: Where the reference's own variants compute different functions: nobody's error.
         self.contradictions: list[str] = facts["contradictions"]
         self._spread: dict[str, dict[str, float]] = facts["spread"]
-        self._error: dict[str, dict[str, dict[str, float]]] = facts["error"]
+        self._own: Trace | None = None
+        own: Mapping[str, Any] = {"variants": {}, "error": {}, "choices": {}, "shared": {}}
+        if dtype != "float64":
+            self._own = Trace(own_error.where(path, dtype))
+            own = self._own.facts
+        self.variants: dict[str, Any] = own["variants"]
+        self._error: dict[str, dict[str, dict[str, float]]] = own["error"]
+        self._choices: dict[str, dict[str, dict[str, float]]] = own["choices"]
+        self._shared: dict[str, dict[str, float]] = own["shared"]
+        #: prompt -> choice -> how many tokens the reference itself, in the dtype, would flip.
+        self.own_flips: dict[str, dict[str, int]] = own.get("flips", {})
         self._sites: list[str] = facts["sites"]
         self.tied_unembed: bool = facts["tied_unembed"]
         self.prompts: tuple[Prompt, ...] = tuple(self._prompt(name) for name in facts["prompts"])
@@ -167,10 +181,44 @@ class Reference:
         return self.trace.get(name)
 
     def logits(self, prompt: str, dtype: str) -> torch.Tensor:
-        """Logits as the reference gives them in ``dtype``."""
-        if dtype == "float64":
+        """Logits as the reference gives them in ``dtype``: float64 or :attr:`dtype`."""
+        if dtype == "float64" or self._own is None:
             return self.truth(prompt, "logits")
-        return self.trace[f"{prompt}/logits@{dtype}"]
+        return self._own[f"{prompt}/logits@{dtype}"]
+
+    @property
+    def isolates(self) -> bool:
+        """Whether components have a truth of their own in :attr:`dtype`."""
+        return self.dtype in own_error.UPCAST
+
+    def isolated(self, prompt: str, site: str) -> torch.Tensor:
+        """The site of a component on its own, in float64, on what :attr:`dtype` holds."""
+        assert self._own is not None
+        return self._own[f"{prompt}/{site}"]
+
+    def choices(self, mode: Mode, prompt: str) -> Choices:
+        """The truth's discrete choices."""
+        own = mode == "components" and self.isolates
+        source = self._own if own and self._own is not None else self.trace
+        return stored_choices(source, prompt)
+
+    def choice_error(self, mode: Mode, prompt: str, choice: str) -> float:
+        """The reference's own error of the scores chosen by, relative, the largest."""
+        return self._choices.get(mode, {}).get(prompt, {}).get(choice, 0.0)
+
+    def shared_error(self, prompt: str, site: str) -> float | None:
+        """The reference's own error that a row's entries share; None where none is judged."""
+        return self._shared.get(prompt, {}).get(site)
+
+    @functools.cached_property
+    def overflows(self) -> dict[str, str]:
+        """prompt -> the first site that is not finite in the reference itself, in :attr:`dtype`."""
+        found = {}
+        for prompt, sites in self._error.get("plain", {}).items():
+            first = next((s for s in self._sites if not math.isfinite(sites.get(s, 0.0))), None)
+            if first is not None:
+                found[prompt] = first
+        return found
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Every parameter by its HuggingFace name, tied ones once."""
@@ -186,7 +234,7 @@ class Reference:
         return self._spread[prompt].get(site, 0.0)
 
     def error(self, mode: Mode, prompt: str, site: str) -> float:
-        """The reference's own relative rms error in the model's dtype."""
+        """The reference's own relative rms error in :attr:`dtype`; not finite where it is not."""
         try:
             return self._error[mode][prompt][site]
         except KeyError:
@@ -196,49 +244,56 @@ class Reference:
             ) from None
 
 
-def teacher(mode: Mode, get: Callable[[str], torch.Tensor | None], dtype: torch.dtype) -> Force:
-    """The function that feeds components their true inputs in this mode."""
-
-    def force(name: str) -> torch.Tensor | None:
-        parts = name.count(".")
-        if mode == "blocks" and parts > 1:
-            return None
-        value = get(name)
-        return None if value is None else value.to(dtype)
-
-    return force
-
-
 def ensure(
     model: ModelSpec,
     checkpoint: Checkpoint,
     cache: Path,
     progress: Callable[[str], None],
 ) -> Path:
-    """The trace directory, run now if it is not there yet."""
+    """The trace directory, run now if it is not there yet; the dtype's part of it likewise."""
     from filelock import FileLock
 
     target = directory(model, checkpoint, cache)
     target.parent.mkdir(parents=True, exist_ok=True)
+    load = _loader(model, checkpoint, progress)
     with FileLock(str(target) + ".lock"):
-        if (target / "index.json").exists():
+        if not _sound(target):
+            for stale in target.parent.glob(f"{model.id}-*"):
+                if stale.is_dir() and len(stale.name) == len(target.name):
+                    shutil.rmtree(stale)
+            work = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
             try:
-                Trace(target)
-            except TraceError:
-                shutil.rmtree(target)
-            else:
-                return target
-        for stale in target.parent.glob(f"{model.id}-*"):
-            if stale.is_dir() and len(stale.name) == len(target.name):
-                shutil.rmtree(stale)
-        work = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
-        try:
-            _run(model, checkpoint, work, progress)
-            work.replace(target)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
+                _run(model, checkpoint, load, work, progress)
+                work.replace(target)
+            except BaseException:
+                shutil.rmtree(work, ignore_errors=True)
+                raise
+        if model.dtype != "float64":
+            prompts = Reference(target, checkpoint.path, model.architecture, "float64").prompts
+            own_error.ensure(target, model.dtype, prompts, load, progress)
     return target
+
+
+def _sound(target: Path) -> bool:
+    """Whether there is a finished trace; a damaged one is removed."""
+    if not (target / "index.json").exists():
+        return False
+    try:
+        Trace(target)
+    except TraceError:
+        shutil.rmtree(target)
+        return False
+    return True
+
+
+def _loader(
+    model: ModelSpec, checkpoint: Checkpoint, progress: Callable[[str], None]
+) -> Callable[[torch.dtype, str], HuggingFaceModel]:
+    def load(dtype: torch.dtype, attention: str) -> HuggingFaceModel:
+        progress(f"reference: loading in {str(dtype).removeprefix('torch.')}, {attention}")
+        return load_model(model, checkpoint, dtype, attention)
+
+    return load
 
 
 def load_model(
@@ -266,25 +321,18 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any | None:
 
 
 def _run(
-    model: ModelSpec, checkpoint: Checkpoint, target: Path, progress: Callable[[str], None]
+    model: ModelSpec,
+    checkpoint: Checkpoint,
+    load: Callable[[torch.dtype, str], HuggingFaceModel],
+    target: Path,
+    progress: Callable[[str], None],
 ) -> None:
     import torch
 
-    from conformance.precision import DTYPES
-
-    def load(dtype: torch.dtype, attention: str = "eager") -> HuggingFaceModel:
-        progress(f"reference: loading in {str(dtype).removeprefix('torch.')}, {attention}")
-        return load_model(model, checkpoint, dtype, attention)
-
     tokenizer = load_tokenizer(checkpoint)
-    truth_model = load(torch.float64)
+    truth_model = load(torch.float64, "eager")
     prompts, left_out = build(truth_model.dims, tokenizer, model.prompts)
-    facts: dict[str, Any] = {
-        "dtype": model.dtype,
-        "prompts": [p.name for p in prompts],
-        "left_out": left_out,
-        "variants": {},
-    }
+    facts: dict[str, Any] = {"prompts": [p.name for p in prompts], "left_out": left_out}
     with TraceWriter(target) as writer:
         for prompt in prompts:
             progress(f"reference: float64, prompt {prompt.name}")
@@ -297,16 +345,6 @@ def _run(
         apart = _sdpa_apart(truth_model, load, prompts, truth, progress)
         facts["spread"] = _spread(truth_model, prompts, truth, progress)
         facts["contradictions"] = _contradictions(apart, facts["spread"])
-        del truth_model
-        model_in_use = load(DTYPES[model.dtype])
-        logits: dict[str, torch.Tensor] = {}
-        variants = facts["variants"]
-        if facts["contradictions"]:
-            variants["sdpa"] = "left out: it computes another function than eager"
-        facts["error"] = _errors(model_in_use, load, prompts, truth, logits, variants, progress)
-        writer.next_run()
-        for name, tensor in logits.items():
-            writer.add(f"{name}/logits@{model.dtype}", tensor)
         writer.finish(facts)
 
 
@@ -321,18 +359,16 @@ def _trace_prompt(model: HuggingFaceModel, prompt: Prompt, writer: TraceWriter) 
     writer.add(f"{prompt.name}/tokens", prompt.tokens)
     if prompt.mask is not None:
         writer.add(f"{prompt.name}/mask", prompt.mask)
-    logits = model.run(
-        prompt,
-        on_site,
-        on_input=lambda name, tensor: writer.add(f"{prompt.name}/in:{name}", tensor),
-    )
+    with choices.watched(model) as watch:
+        logits = model.run(
+            prompt,
+            on_site,
+            on_input=lambda name, tensor: writer.add(f"{prompt.name}/in:{name}", tensor),
+        )
     on_site("logits", logits)
+    for name, tensor in choices_to_store(prompt.name, watch.seen).items():
+        writer.add(name, tensor)
     return sites
-
-
-def _doubled(prompt: Prompt) -> Prompt:
-    mask = None if prompt.mask is None else prompt.mask.repeat(2, 1)
-    return Prompt(prompt.name, prompt.tokens.repeat(2, 1), mask)
 
 
 def _store_parameters(model: HuggingFaceModel, writer: TraceWriter) -> None:
@@ -343,52 +379,6 @@ def _store_parameters(model: HuggingFaceModel, writer: TraceWriter) -> None:
         narrow = parameter.to(torch.float32)
         exact = torch.equal(narrow.to(torch.float64), parameter)
         writer.add(f"parameter:{name}", narrow if exact else parameter)
-
-
-Differences = dict[str, float]
-
-
-def _compare(
-    model: HuggingFaceModel,
-    prompt: Prompt,
-    truth: Trace,
-    what: Literal["rel_max", "rel_rms"],
-    *,
-    doubled: bool = False,
-    mode: Mode = "plain",
-    keep_logits: dict[str, torch.Tensor] | None = None,
-    only: tuple[str, ...] | None = None,
-) -> Differences:
-    """One variant of the reference against the truth: site -> relative difference."""
-    from conformance.compare import measure
-
-    found: Differences = {}
-
-    def on_site(name: str, tensor: torch.Tensor, *, centre: bool = False) -> None:
-        known_as = CENTRED if centre else name
-        if only is not None and known_as not in only:
-            return
-        true = truth[f"{prompt.name}/{name}"]
-        if doubled:
-            tensor = tensor[: true.shape[0]]
-        found[known_as] = getattr(measure(name, true, tensor, prompt.valid, centre=centre), what)
-
-    force = None
-    if mode != "plain":
-        prefix = f"{prompt.name}/in:"
-
-        def get(name: str) -> torch.Tensor | None:
-            return truth.get(prefix + name)
-
-        force = teacher(mode, get, model.dtype)
-    logits = model.run(_doubled(prompt) if doubled else prompt, on_site, force=force)
-    if mode != "blocks":
-        on_site("logits", logits)
-    if mode == "plain":
-        on_site("logits", logits, centre=True)
-    if keep_logits is not None:
-        keep_logits[prompt.name] = logits.clone()
-    return found
 
 
 def _spread(
@@ -408,14 +398,19 @@ def _spread(
     for prompt in prompts:
         progress(f"reference: float64 spread, prompt {prompt.name}")
         skipped = prompt.name in DOUBLED_SKIPS
-        found[prompt.name] = (
-            {} if skipped else _compare(model, prompt, truth, "rel_max", doubled=True)
-        )
+        found[prompt.name] = {} if skipped else _moved(model, prompt, truth, twice=True)
     move_weights(model)
     for prompt in prompts:
         progress(f"reference: float64 spread, weights moved, prompt {prompt.name}")
-        _widen(found[prompt.name], _compare(model, prompt, truth, "rel_max"))
+        widen(found[prompt.name], _moved(model, prompt, truth))
     return found
+
+
+def _moved(
+    model: HuggingFaceModel, prompt: Prompt, truth: Trace, *, twice: bool = False
+) -> Differences:
+    """In promoted float64 nothing is replayed: a port's choice is judged as it is."""
+    return compare(model, prompt, truth, "rel_max", twice=twice, replay=False).sites
 
 
 def move_weights(model: HuggingFaceModel) -> None:
@@ -427,29 +422,7 @@ def move_weights(model: HuggingFaceModel) -> None:
     generator = torch.Generator().manual_seed(SEEDS["prompts"])
     with torch.no_grad():
         for parameter in model.model.parameters():
-            _move(parameter, EPS["float64"], generator)
-
-
-def _move(parameter: torch.Tensor, unit: float, generator: torch.Generator) -> None:
-    """Multiply each entry in place by 1 + ``unit`` x (a number drawn evenly from [-1, 1])."""
-    import torch
-
-    for part in parameter.view(-1).split(1 << 22):
-        noise = torch.rand(part.shape, generator=generator, dtype=torch.float64) * 2 - 1
-        part.copy_(part.double() * (1 + unit * noise))
-
-
-def _with_sdpa(
-    model: HuggingFaceModel, load: Callable[[torch.dtype, str], HuggingFaceModel]
-) -> tuple[HuggingFaceModel | None, str]:
-    """The model with sdpa for its attention, itself where it can switch; or None, and why."""
-    try:
-        model.model.set_attn_implementation("sdpa")
-        if model.model.config._attn_implementation == "sdpa":
-            return model, "run"
-        return load(model.dtype, "sdpa"), "run"
-    except (ValueError, ImportError) as error:
-        return None, f"not available: {error}"
+            move(parameter, EPS["float64"], generator)
 
 
 def _sdpa_apart(
@@ -464,14 +437,14 @@ def _sdpa_apart(
     A variant that computes another function must not pass for an error of precision: it would
     lend its size to the bound of every port.
     """
-    other, _ = _with_sdpa(model, load)
+    other, _ = with_sdpa(model, load)
     if other is None:
         return {}
     found = {}
     for prompt in prompts:
         if prompt.name in CONTRADICTION_PROMPTS:
             progress(f"reference: float64 with sdpa, prompt {prompt.name}")
-            found[prompt.name] = _compare(other, prompt, truth, "rel_max")
+            found[prompt.name] = _moved(other, prompt, truth)
     if other is model:
         model.model.set_attn_implementation("eager")
     return found
@@ -492,79 +465,3 @@ def _contradictions(
                 )
                 break
     return found
-
-
-def _errors(
-    model: HuggingFaceModel,
-    load: Callable[[torch.dtype, str], HuggingFaceModel],
-    prompts: tuple[Prompt, ...],
-    truth: Trace,
-    logits: dict[str, torch.Tensor],
-    variants: dict[str, Any],
-    progress: Callable[[str], None],
-) -> dict[str, dict[str, Differences]]:
-    """mode -> prompt -> site -> the reference's own error, the largest over its variants."""
-    errors: dict[str, dict[str, Differences]] = {"plain": {}, "blocks": {}, "components": {}}
-    for prompt in prompts:
-        progress(f"reference: {str(model.dtype).removeprefix('torch.')}, prompt {prompt.name}")
-        plain = _compare(model, prompt, truth, "rel_rms", keep_logits=logits)
-        if prompt.name not in DOUBLED_SKIPS:
-            _widen(plain, _compare(model, prompt, truth, "rel_rms", doubled=True))
-        errors["plain"][prompt.name] = plain
-        if prompt.name in ISOLATION_PROMPTS:
-            errors["blocks"][prompt.name] = _compare(model, prompt, truth, "rel_rms", mode="blocks")
-            errors["components"][prompt.name] = _compare(
-                model, prompt, truth, "rel_rms", mode="components"
-            )
-    variants["doubled"] = "run"
-    progress("reference: all prompts again with every weight rounded anew")
-    errors["processed"] = _rerounded(model, prompts, truth)
-    variants["rerounded"] = "run"
-    other = None
-    if "sdpa" not in variants:
-        other, variants["sdpa"] = _with_sdpa(model, load)
-    for prompt in prompts:
-        plain = errors["plain"][prompt.name]
-        if other is not None:
-            _widen(plain, _compare(other, prompt, truth, "rel_rms"))
-        _widen(errors["processed"][prompt.name], {CENTRED: plain[CENTRED]})
-    return errors
-
-
-def _rerounded(
-    model: HuggingFaceModel, prompts: tuple[Prompt, ...], truth: Trace
-) -> dict[str, Differences]:
-    """The reference's error at the centred logits when its weights are rounded anew.
-
-    Weight processing multiplies and centres weights in the dtype that users run, and so rounds
-    each of them again, about twice, whatever the port does right. Here every matrix entry is
-    moved by a random part of one unit in the last place (two roundings of half a unit). Where a
-    position is ill-conditioned one draw says little about the next, so several are made.
-    """
-    import torch
-
-    from conformance.bounds import EPS, REROUNDED_DRAWS
-
-    unit = EPS[str(model.dtype).removeprefix("torch.")]
-    generator = torch.Generator().manual_seed(SEEDS["prompts"])
-    matrices = [p for p in model.model.parameters() if p.ndim > 1]
-    kept = [p.detach().clone() for p in matrices]
-    found: dict[str, Differences] = {prompt.name: {} for prompt in prompts}
-    with torch.no_grad():
-        for _ in range(REROUNDED_DRAWS):
-            for parameter, exact in zip(matrices, kept, strict=True):
-                parameter.copy_(exact)
-                _move(parameter, unit, generator)
-            for prompt in prompts:
-                drawn = _compare(model, prompt, truth, "rel_rms", only=(CENTRED,))
-                _widen(found[prompt.name], drawn)
-        for parameter, exact in zip(matrices, kept, strict=True):
-            parameter.copy_(exact)
-    return found
-
-
-def _widen(into: Differences, other: Mapping[str, float]) -> None:
-    """Keep the larger of two variants, site by site; NaN (an undefined variant) is ignored."""
-    for name, value in other.items():
-        if value > into.get(name, 0.0):
-            into[name] = value

@@ -199,6 +199,7 @@ def _without(ending: _Ending, model: ModelSpec, subject: str, check: str) -> Ver
         outcome=ending.outcome,
         architecture=model.architecture,
         evidence=model.evidence,
+        dtype=model.dtype,
         reason=ending.reason,
         duration_s=ending.duration_s,
         peak_bytes=ending.peak_bytes,
@@ -226,6 +227,9 @@ def _received(
             verdicts[got.check] = _without(failed, model, subject, got.check)
         else:
             verdicts[got.check] = replace(
-                verdict, architecture=model.architecture, evidence=model.evidence
+                verdict,
+                architecture=model.architecture,
+                evidence=model.evidence,
+                dtype=model.dtype,
             )
     return verdicts, problems

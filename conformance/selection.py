@@ -109,6 +109,26 @@ def with_named(spec: Spec, asked: Iterable[str]) -> Spec:
     return spec.model_copy(update={"models": (*spec.models, *(name.model() for name in names))})
 
 
+def with_dtype(spec: Spec, dtype: str | None) -> Spec:
+    """The spec with every model in one dtype; as it is, if that is None.
+
+    Raises:
+        SelectionError: there is no such dtype.
+    """
+    from conformance.spec import DTYPES
+
+    if dtype is None:
+        return spec
+    if dtype not in DTYPES:
+        near = difflib.get_close_matches(dtype, DTYPES, n=1)
+        said = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DTYPES)}"
+        raise SelectionError(
+            f"--dtype: unknown dtype {dtype!r}; {said}", "leave it out to run each in its own"
+        )
+    models = (model.model_copy(update={"dtype": dtype}) for model in spec.models)
+    return spec.model_copy(update={"models": tuple(models)})
+
+
 def listed(spec: Spec, models: Container[str]) -> tuple[Name, ...]:
     """The names whose verdicts rest on some of these models, as records.
 

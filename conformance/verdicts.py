@@ -58,6 +58,7 @@ def conclude(
         outcome=outcome,
         architecture=model.architecture,
         evidence=model.evidence,
+        dtype=model.dtype,
         verdict={j: summarise(group) for j, group in by_judgement(comparisons)},
         first_divergence=divergence,
         reason=reason,

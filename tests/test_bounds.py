@@ -51,6 +51,32 @@ def test_same_precision(own: float, other: float, dtype: str) -> None:
     assert dtype in source
 
 
+@given(own=sizes, dtype=dtypes)
+def test_the_same_numbers_leave_less_room(own: float, dtype: str) -> None:
+    narrow, _, source = bounds.same_precision(own, dtype, same_numbers=True)
+    assert narrow <= bounds.same_precision(own, dtype)[0]
+    # Rounding every entry once passes where the reference happens to be exact.
+    assert narrow >= bounds.EPS[dtype]
+    assert source
+
+
+@given(own=sizes, dtype=dtypes)
+def test_one_rounding_that_a_row_shares_is_told_from_none(own: float, dtype: str) -> None:
+    least = bounds.EPS[dtype] / (4 * math.sqrt(3))  # rms, of a number just below a power of two
+    allowed, source = bounds.shared_precision(own, dtype)
+    assert allowed >= max(own, least / 2)
+    assert bounds.shared_precision(0.0, dtype)[0] < least
+    assert bounds.shared_precision(math.nan, dtype)[0] < least
+    assert source
+
+
+@given(own=sizes, dtype=dtypes)
+def test_scores_change_places_up_to_twice_their_error(own: float, dtype: str) -> None:
+    allowed, source = bounds.near_tie(own, dtype)
+    assert allowed == 2 * bounds.same_precision(own, dtype)[0]
+    assert "scores" in source
+
+
 @pytest.mark.parametrize("undefined", [math.nan, math.inf])
 def test_an_undefined_reference_does_not_widen_the_bound(undefined: float) -> None:
     assert bounds.same_function(undefined)[0] == bounds.SAME_FUNCTION_FLOOR

@@ -354,3 +354,28 @@ def test_coverage_is_of_the_version_that_ran(
     assert code == 0
     assert "coverage not asked: 5.0.0 is installed, the run had 4.3.0" in output
     assert invoke(covering, "--baseline", covering, "--coverage")[0] == 2
+
+
+def in_dtype(records: Records, dtype: str) -> Records:
+    header = replace(records.header, dtype=dtype)
+    verdicts = tuple(replace(v, dtype=dtype) for v in records.verdicts)
+    return replace(records, header=header, verdicts=verdicts)
+
+
+def test_runs_in_different_dtypes_are_not_compared_in_silence() -> None:
+    kept = run([("a", "bridge", "loss", "passed"), ("a", "bridge", "logits", "passed")])
+    narrow = in_dtype(kept, "bfloat16")
+    (finding,) = found(narrow, in_dtype(kept, "float32"))
+    assert (finding.kind, finding.blocks) == ("ANOTHER DTYPE", True)
+    assert finding.change == "2 verdicts were reached in bfloat16, in the baseline in float32"
+    assert found(narrow, narrow) == []
+    assert found(narrow, kept) == [], "a run of before dtypes were recorded"
+    text = lines(found(narrow, kept), Run("run", narrow), Run("baseline", kept))
+    assert text[0] == "baseline and run differ: dtype each model's own -> bfloat16"
+
+
+def test_what_shows_a_regression_again_is_in_the_run_s_dtype() -> None:
+    kept = in_dtype(run([("a", "bridge", "loss", "passed")]), "bfloat16")
+    new = in_dtype(run([("a", "bridge", "loss", "failed")]), "bfloat16")
+    text = "\n".join(lines(found(new, kept), Run("run", new), Run("baseline", kept)))
+    assert "conformance run --model a --subject bridge --dtype bfloat16 --check loss" in text

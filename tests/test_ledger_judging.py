@@ -129,3 +129,12 @@ def test_the_versions_can_be_those_of_an_earlier_run() -> None:
     assert expected(verdict, model, {"transformer-lens": "3.9.0"}).outcome == "xfailed"
     assert expected(verdict, model, {"transformer-lens": "4.3.0"}).outcome == "failed"
     assert expected(verdict, model, {"transformer-lens": "not installed"}).outcome == "failed"
+
+
+def test_an_entry_s_dtype_is_that_the_verdict_was_reached_in() -> None:
+    bound = entry(dtype=("bfloat16",))
+    for reached, outcome in (("bfloat16", "xfailed"), ("float32", "failed"), (None, "failed")):
+        made: Any = {"outcome": "failed", "dtype": reached}
+        verdict = Verdict("m", "bridge", "logits", **made)
+        model = fake_model("m", dtype="float32", expected_failures=(bound,))
+        assert expected(verdict, model).outcome == outcome, reached

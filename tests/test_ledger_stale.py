@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -107,6 +108,23 @@ def test_under_other_versions_or_dtypes_nothing_is_stale(load: Load) -> None:
     assert found(spec, verdict("a", "passed")) == []
     assert found(spec, verdict("a", "passed"), version="3.9.0") == [("entry", ("a",))]
     assert found(load(shows("loss", "a"), dtype=["float16"]), verdict("a", "passed")) == []
+
+
+def test_an_entry_of_a_dtype_is_stale_where_that_was_run(load: Load) -> None:
+    spec = load(shows("loss", "a"), dtype=["bfloat16"])
+    narrow = run_of(verdict("a", "passed", dtype="bfloat16"))
+    wide = run_of(verdict("a", "passed", dtype="float32"), started="2027")
+    assert [one.what for one in stale(spec, [narrow])] == ["entry"]
+    assert stale(spec, [wide]) == ()
+    shown = run_of(verdict("a", dtype="bfloat16"))
+    assert stale(spec, [shown, wide]) == ()
+
+
+def test_runs_in_different_dtypes_do_not_hide_each_other(load: Load) -> None:
+    runs = [run_of(verdict("a"), started="2026"), run_of(verdict("a", "passed"), started="2027")]
+    narrow = replace(runs[1], header=replace(runs[1].header, dtype="bfloat16"))
+    assert len(merged([runs[0], narrow])) == 2
+    assert stale(load(shows("loss", "a")), [runs[0], narrow]) == ()
 
 
 def test_the_ledger_decides_as_it_is_now(load: Load) -> None:

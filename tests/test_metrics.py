@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conformance import metrics
-from conformance.metrics import difference, logit_metrics, token_losses
+from conformance.metrics import difference, logit_metrics, shared_error, token_losses
 
 NAN, INF = math.nan, math.inf
 
@@ -291,3 +291,73 @@ def test_rows_wider_than_a_part_are_measured_whole(width: int) -> None:
     assert found.rel_max == pytest.approx(10.0 / float(reference[1].abs().max()))
     assert found.mse == pytest.approx(101.0 / (3 * width))
     assert found.mean_abs == pytest.approx(11.0 / (3 * width))
+
+
+# --- what a row's entries share ----------------------------------------------------------------
+
+
+def rows_of(rows: int, width: int) -> torch.Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(7)).double()
+
+
+def noise(like: torch.Tensor, seed: int = 8) -> torch.Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+@pytest.mark.parametrize("width", [8, 48, 500])
+def test_errors_of_each_entry_s_own_are_not_shared(width: int) -> None:
+    truth = rows_of(100, width)
+    found = shared_error(truth, truth * (1 + 1e-3 * noise(truth)))
+    assert found.certain == 0.0
+    assert found.value < 1e-3
+
+
+@pytest.mark.parametrize("width", [8, 48, 500])
+def test_a_factor_of_the_whole_row_is_found(width: int) -> None:
+    truth = rows_of(100, width)
+    common = noise(truth[:, :1])
+    found = shared_error(truth, truth * (1 + 1e-3 * common + 1e-3 * noise(truth)))
+    size = 1e-3 * float(common.square().mean().sqrt())
+    assert found.value == pytest.approx(size, rel=0.25)
+    assert 0.5 * size < found.certain < found.value
+    assert found.rows == 100
+
+
+def test_a_factor_of_one_entry_alone_is_no_row_s() -> None:
+    """A pattern that is nearly all on one key tells nothing of its sum."""
+    truth = torch.full((100, 9), 1e-6, dtype=torch.float64)
+    truth[:, 3] = 1.0
+    assert shared_error(truth, truth * (1 + 1e-3 * noise(truth))).certain == 0.0
+    alone = torch.zeros(100, 9, dtype=torch.float64)
+    alone[:, 3] = 1.0
+    assert shared_error(alone, alone * 1.001).value == 0.0
+
+
+def test_entries_that_do_not_count_share_nothing() -> None:
+    truth = rows_of(20, 10)
+    wrong = truth.clone()
+    wrong[:10] *= 1.5
+    keep = torch.ones_like(truth, dtype=torch.bool)
+    keep[:10] = False
+    found = shared_error(truth, wrong, keep)
+    assert (found.value, found.rows) == (0.0, 10)
+
+
+def test_a_change_along_something_else_is_found() -> None:
+    truth = rows_of(100, 12)
+    across = noise(truth)
+    turned = truth + 1e-3 * across
+    assert shared_error(truth, turned, along=across).value == pytest.approx(1e-3)
+    assert shared_error(truth, turned).value < 5e-4
+
+
+def test_nan_is_shared_by_all() -> None:
+    truth = rows_of(20, 10)
+    wrong = truth.clone()
+    wrong[3, 3] = math.nan
+    assert math.isnan(shared_error(truth, wrong).certain)
+
+
+def test_shared_errors_of_different_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        shared_error(torch.zeros(2, 3), torch.zeros(3, 2))

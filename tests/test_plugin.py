@@ -134,7 +134,7 @@ def test_reasons_tell_what_happened(menagerie: Finished) -> None:
 
 def test_a_failure_says_everything(menagerie: Finished) -> None:
     message = """\
-        FAIL: sub.fail / bridge / logits (GPT2LMHeadModel, twin weights)
+        FAIL: sub.fail / bridge / logits (GPT2LMHeadModel, twin weights, in float32)
           first divergence: blocks.1.attn.pattern
           same function (promoted float64): 3 of 40 comparisons failed
             blocks.1.attn.pattern, prompt random-16
@@ -584,3 +584,36 @@ def test_threads_are_shared_between_workers(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_repository_finds_its_own_suite() -> None:
     assert plugin.SUITE == ROOT / "conformance" / "suite"
     assert plugin.SUITE.joinpath("test_conformance.py").exists()
+
+
+def test_a_dtype_for_every_model_of_a_run(tmp_path: Path) -> None:
+    done = run_suite(
+        write(tmp_path, ["ok", "sub.fail", "sub.segv"]), "--dtype", "bfloat16", "--check", "loss"
+    )
+    assert done.code == 1
+    assert done.records.header.dtype == "bfloat16"
+    assert {v.dtype for v in done.records.verdicts} == {"bfloat16"}
+    assert "all in bfloat16" in done.output
+    # What shows it again is in the same dtype.
+    again = "conformance run --model sub.fail --subject bridge --dtype bfloat16 --check loss"
+    assert again in done.output
+    assert again in (done.folder / "conformance-out" / "report.md").read_text()
+
+
+def test_without_one_each_is_run_in_its_own(tmp_path: Path) -> None:
+    text = models_toml(["ok", "sub.fail"])
+    text = text.replace('id = "ok"', 'id = "ok"\ndtype = "float16"')
+    tmp_path.joinpath("models.toml").write_text(text)
+    done = run_suite(tmp_path, "--check", "loss")
+    assert done.records.header.dtype is None
+    assert {v.model: v.dtype for v in done.records.verdicts} == {
+        "ok": "float16",
+        "sub.fail": "float32",
+    }
+    assert "--dtype" not in done.output
+
+
+def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
+    done = run_suite(write(tmp_path, ["ok"]), "--dtype", "bf16")
+    assert done.code == 2
+    assert "--dtype: unknown dtype 'bf16'; did you mean 'bfloat16'?" in done.output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from typing import TYPE_CHECKING
 
@@ -10,11 +12,12 @@ import pytest
 import torch
 from twins import huggingface
 
+from conformance import precision
 from conformance.checkpoints.twin_catalogue import TWINS
 from conformance.precision import DTYPES, NARROW, promoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 X = torch.arange(6, dtype=torch.float64).reshape(2, 3)
@@ -190,3 +193,44 @@ def test_a_promoted_model_holds_nothing_narrow(twin: str, twin_cache: Path) -> N
         if "inv_freq" in name:
             # Made in float64, not widened from float32.
             assert not torch.equal(tensor.float().double(), tensor), name
+
+
+# --- dtypes that are not promoted ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16])
+def test_experts_of_any_size_can_be_multiplied(dtype: torch.dtype) -> None:
+    a, b = torch.randn(10, 12).to(dtype), torch.randn(3, 12, 7).to(dtype)
+    ends = torch.tensor([3, 3, 10], dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="16 bytes"):
+        torch._grouped_mm(a, b, offs=ends)
+    with promoted(dtype):
+        found = torch._grouped_mm(a, b, offs=ends)
+    assert found.dtype == dtype
+    assert torch.equal(found, torch.cat([a[:3] @ b[0], a[3:] @ b[2]]))
+
+
+@pytest.fixture
+def mkldnn() -> Iterator[None]:
+    before = torch._C._get_mkldnn_enabled()
+    precision.settle_kernels.cache_clear()
+    yield
+    torch._C._set_mkldnn_enabled(before)
+    precision.settle_kernels.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16])
+def test_kernels_that_work_are_used(dtype: torch.dtype, mkldnn: None) -> None:
+    precision._try_kernels(dtype)
+    torch._C._set_mkldnn_enabled(True)
+    assert precision.settle_kernels(dtype)
+    assert torch._C._get_mkldnn_enabled()
+
+
+def test_kernels_that_kill_a_process_are_left_out(
+    mkldnn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_try_kernels", lambda _: os.kill(os.getpid(), signal.SIGILL))
+    assert not precision.settle_kernels(BF16)
+    assert not torch._C._get_mkldnn_enabled()
+    assert (torch.ones(2, 2, dtype=BF16) @ torch.ones(2, 2, dtype=BF16)).sum() == 8

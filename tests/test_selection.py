@@ -8,7 +8,7 @@ import pytest
 from fakes import fake_model
 
 from conformance.checks.names import CHECKS
-from conformance.selection import Case, SelectionError, known_subjects, select
+from conformance.selection import Case, SelectionError, known_subjects, select, with_dtype
 from conformance.spec import Spec, SubjectSpec
 
 SPEC = Spec(
@@ -69,3 +69,28 @@ def test_a_long_list_is_not_recited() -> None:
 def test_nothing_left_is_an_error() -> None:
     with pytest.raises(SelectionError, match="no model chosen lists mine among its subjects"):
         select(SPEC, models=["llama-b"], subjects=["mine"])
+
+
+def test_a_dtype_is_every_model_s() -> None:
+    given = Spec(
+        models=(fake_model("a"), fake_model("b", dtype="float16")),
+        subjects={},
+        path=Path("models.toml"),
+        sha256="0" * 64,
+    )
+    assert [m.dtype for m in with_dtype(given, "bfloat16").models] == ["bfloat16", "bfloat16"]
+    assert with_dtype(given, None) is given
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("bf16", "did you mean 'bfloat16'?"),
+        ("float-32", "did you mean 'float32'?"),
+        ("int8", "known: float32, bfloat16, float16, float64"),
+    ],
+)
+def test_an_unknown_dtype_is_refused_with_what_was_meant(asked: str, said: str) -> None:
+    with pytest.raises(SelectionError) as caught:
+        with_dtype(SPEC, asked)
+    assert caught.value.message == f"--dtype: unknown dtype {asked!r}; {said}"

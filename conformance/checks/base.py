@@ -14,7 +14,7 @@ import conformance
 from conformance import bounds
 from conformance.compare import measure
 from conformance.records import Comparison
-from conformance.reference import CENTRED
+from conformance.variants import CENTRED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -51,6 +51,11 @@ class Pass:
     def exact(self) -> bool:
         """Whether this pass judges *same function*."""
         return self.dtype == "float64"
+
+    @property
+    def where(self) -> str:
+        """What a comparison calls it."""
+        return self.prompt.name + ("" if self.mode == "plain" else f" ({self.mode})")
 
     def __str__(self) -> str:
         return f"{self.prompt.name} [{self.dtype}, {self.mode}]"
@@ -283,7 +288,7 @@ def _judged(
     context: Context, run: Pass, name: str, value: torch.Tensor, centre: bool
 ) -> Comparison:
     reference = context.reference
-    truth = reference.truth(run.prompt.name, name)
+    truth = truth_of(reference, run, name)
     judgement: Literal["same_function", "same_precision"] = (
         "same_function" if run.exact else "same_precision"
     )
@@ -303,12 +308,16 @@ def _judged(
     else:
         own = reference.error(run.mode, run.prompt.name, known_as)
         measured = found.rel_rms
-        allowed, warn, source = bounds.same_precision(own, run.dtype)
+        if not math.isfinite(own):
+            return _unjudged(name, run, measured)
+        allowed, warn, source = bounds.same_precision(
+            own, run.dtype, same_numbers=has_own_truth(reference, run)
+        )
         note = "warning: over twice the reference's own error" if measured > warn else ""
     return Comparison(
         judgement=judgement,
         site=name,
-        prompt=f"{run.prompt.name}" + ("" if run.mode == "plain" else f" ({run.mode})"),
+        prompt=run.where,
         measured=measured,
         allowed=allowed,
         ok=measured <= allowed,  # NaN is not
@@ -317,6 +326,31 @@ def _judged(
         subject=found.subject,
         bound=source,
         note=note,
+    )
+
+
+def has_own_truth(reference: Reference, run: Pass) -> bool:
+    """Whether a pass is held against arithmetic on the very numbers that its dtype holds."""
+    return run.mode == "components" and not run.exact and reference.isolates
+
+
+def truth_of(reference: Reference, run: Pass, name: str) -> torch.Tensor:
+    """What a site of a pass is held against."""
+    if has_own_truth(reference, run):
+        return reference.isolated(run.prompt.name, name)
+    return reference.truth(run.prompt.name, name)
+
+
+def _unjudged(name: str, run: Pass, measured: float) -> Comparison:
+    """A site at which the reference itself leaves the range of the dtype."""
+    return Comparison(
+        judgement="same_precision",
+        site=name,
+        prompt=run.where,
+        measured=measured,
+        allowed=None,
+        ok=True,
+        note=f"not judged: the reference itself is not finite here in {run.dtype}",
     )
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from conformance.checks.base import Check, Context, Pass, PassMode, judge, structure
-from conformance.reference import ISOLATION_PROMPTS
+from conformance.checks.sharing import SharedJudge
+from conformance.variants import ISOLATION_PROMPTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +34,7 @@ class Components(Check):
     def __init__(self) -> None:
         super().__init__()
         self._compared = 0
+        self._judge: SharedJudge | None = None
 
     def wants(self, run: Pass) -> bool:
         return super().wants(run) and run.prompt.name in ISOLATION_PROMPTS
@@ -43,7 +45,11 @@ class Components(Check):
         if name.endswith(_WIRING):
             return
         self._compared += 1
-        yield judge(context, run, name, value)
+        comparison = judge(context, run, name, value)
+        yield comparison
+        if self._judge is None:
+            self._judge = SharedJudge(context, run)
+        yield from self._judge.see(name, value, comparison.ok)
 
     def finish(
         self, context: Context, run: Pass, logits: torch.Tensor, loss: torch.Tensor | None
@@ -55,6 +61,7 @@ class Components(Check):
         if self._compared < due:
             yield structure(None, f"only {self._compared} of {due} sites fired", str(run))
         self._compared = 0
+        self._judge = None
         missing = [
             name
             for name in _expected_components(context)

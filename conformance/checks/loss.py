@@ -47,6 +47,10 @@ class Loss(Check):
             )
             return
         scale = float(truth_logits[prompt.valid].abs().max())
+        if not run.exact and not math.isfinite(
+            context.reference.error("plain", prompt.name, "logits")
+        ):
+            return  # the reference itself leaves the dtype's range: the logits say so
         allowed_rel, source = self._allowed(context, run)
         allowed = 2 * allowed_rel * scale
         judgement = "same_function" if run.exact else "same_precision"

@@ -18,8 +18,8 @@ from conformance.bounds import ZERO
 from conformance.checks.base import Check, Context, identical, same, structure, within
 from conformance.compare import measure
 from conformance.flags import FLAGS, OPTIONAL, STANDARD, declined, refused, value_biases
-from conformance.reference import CENTRED
 from conformance.sites import parse
+from conformance.variants import CENTRED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

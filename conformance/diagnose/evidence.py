@@ -16,8 +16,8 @@ import torch
 
 from conformance import bounds
 from conformance.compare import measure
-from conformance.reference import ISOLATION_PROMPTS, teacher
 from conformance.sites import BLOCK_KINDS, computation_order, parse
+from conformance.variants import ISOLATION_PROMPTS, teacher
 from conformance.weights import canonical
 
 if TYPE_CHECKING:

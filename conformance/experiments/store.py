@@ -116,7 +116,7 @@ def _run(
 
     from conformance.reference import Reference, load_model, move_weights
 
-    reference = Reference(trace, checkpoint.path, model.architecture)
+    reference = Reference(trace, checkpoint.path, model.architecture, "float64")
     apparatus = _apparatus(checkpoint, reference)
     writers: dict[str, TraceWriter] = {}
     work: dict[str, Path] = {}

@@ -12,7 +12,7 @@ from conformance.compare import measure
 from conformance.explain.explanations import Bisection
 from conformance.flags import FLAGS, OPTIONAL, STANDARD, centres
 from conformance.precision import DTYPES
-from conformance.reference import CENTRED, teacher
+from conformance.variants import CENTRED, teacher
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,8 +17,8 @@ from conformance.explain import whereabouts
 from conformance.explain.explanations import Location
 from conformance.explain.localize_weights import Loaded, component, numbers, stem
 from conformance.explain.survey import Survey, failures
-from conformance.reference import ISOLATION_PROMPTS
 from conformance.sites import computation_order, parse
+from conformance.variants import ISOLATION_PROMPTS
 from conformance.verdicts import first_divergence
 
 if TYPE_CHECKING:

@@ -92,7 +92,7 @@ def _diverges(survey: Survey, name: str, prompt: Prompt, rows: list[int], proces
     """
     from conformance import bounds
     from conformance.compare import measure
-    from conformance.reference import CENTRED
+    from conformance.variants import CENTRED
 
     reference, wrong = survey.reference, False
 

@@ -6,14 +6,18 @@ first that shows a divergence.
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from conformance.checks.base import Context, Pass, PassMode, judge, structure
+from conformance.checks.choosing import judge_choices
+from conformance.checks.sharing import SharedJudge
+from conformance.choices import watched
 from conformance.explain.explanations import Margin, SiteError
-from conformance.reference import teacher
+from conformance.variants import teacher
 from conformance.verdicts import margin
 
 if TYPE_CHECKING:
@@ -82,6 +86,7 @@ class Survey:
 
     def _judge(self, port: LensModel, run: Pass) -> list[Comparison]:
         context = Context(self.reference, port)
+        shared = SharedJudge(context, run)
         found: list[Comparison] = []
         fired: dict[str, int] = {}
         ours: list[BaseException] = []
@@ -98,11 +103,14 @@ class Survey:
                     found.append(structure(name, note, str(run)))
                 else:
                     found.append(judge(context, run, name, value))
+                    found.extend(shared.see(name, value, found[-1].ok))
             except Exception as error:
                 ours.append(error)
 
+        replay = {} if run.exact else self.reference.choices(run.mode, run.prompt.name)
         try:
-            logits = port.run(run.prompt, on_site, force=self._force(port, run))
+            with contextlib.nullcontext() if run.exact else watched(port, replay) as watch:
+                logits = port.run(run.prompt, on_site, force=self._force(port, run))
         except Exception as error:
             if ours:
                 raise ours[0] from error
@@ -111,6 +119,8 @@ class Survey:
             return [*found, structure(None, note, str(run))]
         if ours:
             raise ours[0]
+        if watch is not None:
+            found += judge_choices(context, run, watch, ())
         if run.mode == "processed":
             return [judge(context, run, "logits", logits, centre=True)]
         if run.mode != "blocks":

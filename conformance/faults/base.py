@@ -61,6 +61,7 @@ class Fault:
         needs: the check that makes runs of its own which alone can see it: it is judged by that
             check and no other, whose first divergence must then be the site.
         anew: whether it is in the subjects that the check loads anew, too.
+        dtypes: those that a fault of precision shows in; None for all but float64.
         may_differ: for equivalents: site kinds, and ``weights``, that legitimately differ.
     """
 
@@ -75,6 +76,7 @@ class Fault:
     corrupt: Callable[[LensModel, dict[str, torch.Tensor]], None] | None = None
     needs: str | None = None
     anew: bool = False
+    dtypes: frozenset[str] | None = None
     may_differ: tuple[str, ...] = ()
 
     def fits(self, subject: LensModel) -> bool:

@@ -151,6 +151,10 @@ _HOOKS: tuple[Fault, ...] = (
 # --- precision --------------------------------------------------------------------------------
 
 
+#: Dtypes that hold more digits than bfloat16.
+WIDER: frozenset[str] = frozenset({"float32", "float16"})
+
+
 def coarse(t: torch.Tensor) -> torch.Tensor:
     """Through bfloat16 and back; in promoted float64 nothing happens."""
     return t.to(torch.bfloat16).to(t.dtype)
@@ -177,7 +181,9 @@ def _through(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _precision(name: str, what: str, apply: Any, sites: Any, applies: Any, **more: Any) -> Fault:
-    return Fault(name, "precision", what, apply, sites, applies, kind="precision", **more)
+    return Fault(
+        name, "precision", what, apply, sites, applies, kind="precision", dtypes=WIDER, **more
+    )
 
 
 _PRECISION: tuple[Fault, ...] = (

@@ -81,6 +81,15 @@ def _normalised(x: torch.Tensor, eps: float, centred: bool) -> torch.Tensor:
     return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
 
 
+def norm_by_hand(x: torch.Tensor, module: Any) -> torch.Tensor:
+    """What a norm computes, step by step in the dtype of its input."""
+    y = _normalised(x, norm_eps(module), not rms(module))
+    w, b = norm_weight(module), _bias(module)
+    if w is not None:
+        y = y * norm_effective(module, w).to(y.dtype)
+    return y if b is None else y + b.to(y.dtype)
+
+
 NormChange = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 
 

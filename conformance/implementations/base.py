@@ -43,6 +43,10 @@ class Implementation(Protocol):
     dims: Dims
     dtype: torch.dtype
 
+    def components(self) -> dict[str, torch.nn.Module]:
+        """Component name -> module whose input is the component's input."""
+        ...
+
     def run(
         self,
         prompt: Prompt,

@@ -70,7 +70,7 @@ def applicable(
         for entry in model.expected_failures
         if entry.subject == verdict.subject
         and entry.check in (verdict.check, EVERY_CHECK)
-        and (entry.dtype is None or model.dtype in entry.dtype)
+        and (entry.dtype is None or (verdict.dtype or model.dtype) in entry.dtype)
         and holds(entry, versions)
     )
 

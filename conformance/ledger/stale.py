@@ -43,11 +43,12 @@ class Run:
 
 
 def merged(records: Iterable[Records]) -> list[Run]:
-    """One run for each set of versions; of a case judged twice, the later verdict counts."""
+    """One run for each set of versions and dtype; of a case judged twice, the later counts."""
     found: dict[tuple[str, ...], Run] = {}
     for one in sorted(records, key=lambda one: one.header.started):
         versions = one.header.versions
-        key = tuple(versions.get(name, "") for name in ("transformer-lens", "transformers"))
+        known = tuple(versions.get(name, "") for name in ("transformer-lens", "transformers"))
+        key = (*known, one.header.dtype or "")
         before = found[key].verdicts if key in found else {}
         verdicts = {(v.model, v.subject, v.check): unlisted(v) for v in one.verdicts}
         found[key] = Run(versions, {**before, **verdicts})
@@ -124,9 +125,10 @@ def leftovers(spec: Spec, made: Sequence[Run]) -> tuple[Leftover, ...]:
     judged = [(run, run.judged(spec)) for run in made]
     found = []
     for position, defect in enumerate(spec.ledger.defects if spec.ledger else ()):
-        mine = [verdicts for run, verdicts in judged if holds(defect, run.versions)]
+        mine = [_in_dtype(defect, v) for run, v in judged if holds(defect, run.versions)]
         for number, showing in enumerate(defect.shows):
-            left = _left(position, number, _cover(defect, showing, spec.models), showing, mine)
+            cover = _cover(defect, showing, spec.models, mine)
+            left = _left(position, number, cover, showing, mine)
             if left.names or left.kinds:
                 found.append(left)
     return tuple(found)
@@ -140,25 +142,41 @@ def divided(spec: Spec, made: Sequence[Run]) -> Iterator[tuple[int, int, str, Ru
     """
     judged = [(run, run.judged(spec)) for run in made]
     for position, defect in enumerate(spec.ledger.defects if spec.ledger else ()):
-        mine = [(run, verdicts) for run, verdicts in judged if holds(defect, run.versions)]
+        mine = [(run, _in_dtype(defect, v)) for run, v in judged if holds(defect, run.versions)]
         for number, showing in enumerate(defect.shows):
-            for name, cases in _cover(defect, showing, spec.models).items():
+            cover = _cover(defect, showing, spec.models, [verdicts for _, verdicts in mine])
+            for name, cases in cover.items():
                 found = {_found(cases, showing, verdicts): run for run, verdicts in mine}
                 if _Found.SHOWN in found and _Found.GONE in found:
                     yield position, number, name, found[_Found.SHOWN], found[_Found.GONE]
 
 
+def _in_dtype(defect: Defect, verdicts: Mapping[Case, Verdict]) -> Mapping[Case, Verdict]:
+    """Those that were reached in a dtype the entry is about."""
+    if defect.dtype is None:
+        return verdicts
+    return {case: v for case, v in verdicts.items() if v.dtype in (None, *defect.dtype)}
+
+
 def _cover(
-    defect: Defect, showing: Showing, models: Sequence[ModelSpec]
+    defect: Defect,
+    showing: Showing,
+    models: Sequence[ModelSpec],
+    made: Sequence[Mapping[Case, Verdict]],
 ) -> dict[str, tuple[Case, ...]]:
-    """Each name that a ``shows`` entry gives, with the cases it covers."""
+    """Each name that a ``shows`` entry gives, with the cases it covers.
+
+    An entry bound to dtypes covers the models whose own dtype is one of them, and those that a run
+    judged in one of them.
+    """
+    elsewhere = {v.model for verdicts in made for v in verdicts.values() if v.dtype}
     checks = CHECKS if showing.check == EVERY_CHECK else (showing.check,)
     return {
         name: tuple(
             (model.id, showing.subject, check)
             for model in covered
             if runs(model, showing.subject)
-            and (defect.dtype is None or model.dtype in defect.dtype)
+            and (defect.dtype is None or model.dtype in defect.dtype or model.id in elsewhere)
             for check in checks
         )
         for name, covered in named(showing, models)

@@ -18,6 +18,7 @@ from conformance.checks.base import Context, Pass
 from conformance.checks.names import CHECKS
 from conformance.errors import ConformanceError
 from conformance.jobs import Job
+from conformance.own_error import UPCAST
 from conformance.prove.proof import GATES, Proof
 from conformance.recall import Recall
 from conformance.verdicts import conclude, first_divergence, margin
@@ -209,7 +210,8 @@ class Bench:
                 gates = self._gated(self.used, _needed(found))
         else:
             for dtype, subject in (("float64", self.exact), (self.used_dtype, self.used)):
-                apart = prompts[:1] if dtype == "float64" else ()
+                # A lost upcast shows in a narrow dtype where components are apart.
+                apart = prompts if dtype in UPCAST else prompts[: dtype == "float64"]
                 with fault.apply(subject):
                     _merge(found, self._judge(dtype, prompts, isolated=apart))
         return self._conclude(fault, found, gates, time.perf_counter() - since)
@@ -222,6 +224,8 @@ class Bench:
         if fault.needs is not None and fault.needs not in CHECKS:
             return False
         if fault.corrupt is not None and len(self.processed) < len({"float64", self.used_dtype}):
+            return False
+        if fault.dtypes is not None and self.used_dtype not in fault.dtypes:
             return False
         return fault.fits(self.exact) and not self._fails_anyway(fault)
 
@@ -321,7 +325,7 @@ class Bench:
 
     def _judge(self, dtype: str, prompts: Sequence[Prompt], isolated: Sequence[Prompt]) -> Found:
         """All checks but that of processed weights, on all prompts: check -> comparisons."""
-        from conformance.reference import ISOLATION_PROMPTS
+        from conformance.variants import ISOLATION_PROMPTS
 
         running, context = self._begin(dtype)
         for prompt in prompts:

@@ -24,6 +24,7 @@ _COUNTED = {
     "UNEXPECTED PASS": ("unexpected pass", "unexpected passes"),
     "STALE ENTRY": ("stale entry of the ledger", "stale entries of the ledger"),
     "UNCOVERED": ("architecture not covered", "architectures not covered"),
+    "ANOTHER DTYPE": ("comparison of dtypes", "comparisons of dtypes"),
     "NOT EXECUTED": ("check no longer executed", "checks no longer executed"),
 }
 _QUIET = {"known defect": "now listed as a known defect"}
@@ -43,7 +44,7 @@ def lines(
     changed = differences(run, baseline)
     text = [f"baseline and run differ: {', '.join(changed)}", ""] if changed else []
     for group in grouped(f for f in found if f.blocks):
-        text += [*_blocking(group, models), ""]
+        text += [*_blocking(group, models, run.records.header.dtype), ""]
     quiet: dict[str, list[Finding]] = {}
     for finding in found:
         if not finding.blocks:
@@ -67,12 +68,18 @@ def title(group: Sequence[Finding]) -> str:
     return f"{group[0].kind}: {_where(group)}{group[0].change}"
 
 
-def command(group: Sequence[Finding], models: str | None = None) -> str | None:
-    """What shows a group of findings again; None of findings on a whole run."""
+def command(
+    group: Sequence[Finding], models: str | None = None, dtype: str | None = None
+) -> str | None:
+    """What shows a group of findings again; None of findings on a whole run.
+
+    Args:
+        dtype: the run's ``--dtype``, if it had one.
+    """
     case = group[0].case
     if case is None:
         return None
-    return run_command(case.model, case.subject, _checks(group), models)
+    return run_command(case.model, case.subject, _checks(group), models, dtype)
 
 
 def _checks(group: Sequence[Finding]) -> list[str]:
@@ -88,9 +95,9 @@ def _where(group: Sequence[Finding]) -> str:
     return f"{case.model} / {case.subject} / {many}{', '.join(checks)}: "
 
 
-def _blocking(group: Sequence[Finding], models: str | None) -> list[str]:
+def _blocking(group: Sequence[Finding], models: str | None, dtype: str | None) -> list[str]:
     text = [title(group), *textwrap.indent(group[0].detail, "  ").splitlines()]
-    again = command(group, models)
+    again = command(group, models, dtype)
     return text if again is None else [*text, f"  {again}"]
 
 

@@ -55,6 +55,10 @@ def page(records: Records) -> str:
         lines += ["## Expected failures", "", *_expected(expected), ""]
     if doubts := _contradictions(verdicts):
         lines += ["## References that contradict themselves", "", *doubts, ""]
+    if beyond := _overflows(verdicts):
+        lines += ["## References that leave their dtype's range", "", _OVERFLOWS, "", *beyond, ""]
+    if flips := _flips(verdicts):
+        lines += ["## Other experts at near-ties", "", _FLIPS, "", *flips, ""]
     if excused := _excused(verdicts):
         lines += ["## Not applicable", "", _EXCUSED, "", *excused, ""]
     if records.names:
@@ -75,6 +79,16 @@ def measured(verdicts: Sequence[Verdict], heading: str = "##") -> list[str]:
 _EXCUSED = (
     "Invariants that an architecture makes meaningless, or that a port cannot show; the rest of "
     "their check was judged."
+)
+
+_OVERFLOWS = (
+    "HuggingFace's own values are not finite in the dtype, first at these sites. No fault of a "
+    "port: sites that are not finite in the reference are not judged in that dtype."
+)
+_FLIPS = (
+    "Tokens that a port, left to itself, would send to other experts (or keys) than the reference "
+    "did, because both score alike up to the reference's own error. The reference's choice was "
+    "replayed and the rest judged given it; anything but a near-tie fails."
 )
 
 _STALE = (
@@ -137,6 +151,37 @@ def _contradictions(verdicts: Iterable[Verdict]) -> list[str]:
         for line in verdict.metrics.get("reference_contradicts_itself", ())
     }
     return [f"- {model}: {line}" for model, line in found]
+
+
+def _overflows(verdicts: Iterable[Verdict]) -> list[str]:
+    found: dict[str, dict[str, Any]] = {
+        v.model: v.metrics["reference_overflows"]
+        for v in verdicts
+        if v.metrics.get("reference_overflows")
+    }
+    return [
+        f"- {model} in {one['dtype']}: "
+        + ", ".join(f"first at {site} on {prompt}" for prompt, site in one["first"].items())
+        for model, one in found.items()
+    ]
+
+
+def _flips(verdicts: Sequence[Verdict]) -> list[str]:
+    """One row for each port, of whole forward passes."""
+    rows = []
+    for verdict in verdicts:
+        found = verdict.metrics.get("router_flips") if verdict.check == "activations" else None
+        if not found:
+            continue
+        worst = max(found, key=lambda one: float(one["margin"]))
+        tokens = sum(one["tokens"] for one in found)
+        of = sum(one["of"] for one in found)
+        where = f"layer {worst['layer']} on {worst['prompt']}"
+        figures = (float(worst["margin"]), float(worst["reference_error"]))
+        cells = [f"{tokens} of {of}", *(f"{x:.1e}" for x in figures), where]
+        rows.append([verdict.model, verdict.subject, *cells])
+    header = ["model", "subject", "tokens", "largest margin", "reference's own error", "where"]
+    return table(header, rows) if rows else []
 
 
 def _excused(verdicts: Iterable[Verdict]) -> list[str]:

@@ -76,7 +76,7 @@ def _blocks(run: Run, baseline: Run | None) -> Iterator[_Block]:
     if groups:
         yield _Block(None, "## What got worse\n")
     for group in groups:
-        yield _Block("changes for the worse", _change(group))
+        yield _Block("changes for the worse", _change(group, records.header.dtype))
     told = {f.case for f in blocking}
     bad = [v for v in ordered(records.verdicts) if is_bad(v)]
     bad = [v for v in bad if (v.model, v.subject, v.check) not in told]
@@ -84,7 +84,9 @@ def _blocks(run: Run, baseline: Run | None) -> Iterator[_Block]:
         yield _Block(None, "## What does not conform\n")
     seen: dict[str, str] = {}
     for verdict in bad:
-        yield _Block("failures", _fence(explain(abridged(verdict, seen))))
+        yield _Block(
+            "failures", _fence(explain(abridged(verdict, seen), dtype=records.header.dtype))
+        )
     yield from _table(records)
     defects = known_defects(records.verdicts)
     if defects:
@@ -111,8 +113,8 @@ def _headline(records: Records, worse: int, compared: bool) -> str:
     return "\n".join(["# Conformance", "", f"**{first}**", "", *details, ""])
 
 
-def _change(group: Sequence[Finding]) -> str:
-    again = command(group)
+def _change(group: Sequence[Finding], dtype: str | None) -> str:
+    again = command(group, dtype=dtype)
     return _fence("\n".join(filter(None, (title(group), group[0].detail, again))))
 
 

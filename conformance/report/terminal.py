@@ -63,6 +63,8 @@ MARKS: Mapping[str, str] = {
     "xpassed": "X",
 }
 _WIDTH = 80
+#: What `models.toml` gives an entry that names no dtype.
+_USUAL_DTYPE = "float32"
 _SHOWN_COMPARISONS = 3
 _JUDGEMENTS: Mapping[str, str] = {
     "same_function": "same function (promoted float64)",
@@ -90,19 +92,27 @@ def exit_code(outcomes: Iterable[str], stale: Sequence[Stale] = ()) -> int:
     return 1 if seen & NONCONFORMING or stale else 0
 
 
-def explain(verdict: Verdict, *, models: str | None = None, alike: Sequence[Verdict] = ()) -> str:
+def explain(
+    verdict: Verdict,
+    *,
+    models: str | None = None,
+    dtype: str | None = None,
+    alike: Sequence[Verdict] = (),
+) -> str:
     """Why a verdict is what it is, and the next command to run.
 
     Args:
         verdict: any verdict.
         models: the ``models.toml`` of the run, for the command; None where the default serves.
+        dtype: the run's ``--dtype``, if it had one.
         alike: verdicts of the same model with the same reason, to be named only.
     """
     name = f"{verdict.model} / {verdict.subject} / {verdict.check}"
     weights = f"{verdict.evidence} weights"
     if verdict.commit:
         weights += f" at {verdict.commit[:8]}"
-    source = ", ".join(filter(None, (verdict.architecture, weights)))
+    judged_in = f"in {verdict.dtype}" if verdict.dtype else None
+    source = ", ".join(filter(None, (verdict.architecture, weights, judged_in)))
     lines = [f"{WORDS[verdict.outcome]}: {name} ({source})"]
     if verdict.reason:
         lines += textwrap.indent(verdict.reason, "  ").splitlines()
@@ -116,11 +126,16 @@ def explain(verdict: Verdict, *, models: str | None = None, alike: Sequence[Verd
             f"the same: {names}", _WIDTH, initial_indent="  ", subsequent_indent="    "
         )
     if is_bad(verdict):
-        lines += ["  run it again:", *(f"    {command}" for command in _commands(verdict, models))]
+        lines += [
+            "  run it again:",
+            *(f"    {command}" for command in _commands(verdict, models, dtype)),
+        ]
     return "\n".join(lines)
 
 
-def explanations(verdicts: Iterable[Verdict], *, models: str | None = None) -> list[str]:
+def explanations(
+    verdicts: Iterable[Verdict], *, models: str | None = None, dtype: str | None = None
+) -> list[str]:
     """An explanation of everything that makes a run fail; what died together is told once."""
     groups: dict[tuple[str, ...], list[Verdict]] = {}
     for verdict in filter(is_bad, verdicts):
@@ -130,7 +145,7 @@ def explanations(verdicts: Iterable[Verdict], *, models: str | None = None) -> l
         groups.setdefault((verdict.model, verdict.outcome, *own), []).append(verdict)
     by_model: dict[str, list[str]] = {}
     for first, *alike in groups.values():
-        text = explain(first, models=models, alike=alike)
+        text = explain(first, models=models, dtype=dtype, alike=alike)
         by_model.setdefault(first.model, []).append(text)
     return [text for texts in by_model.values() for text in texts]
 
@@ -211,13 +226,21 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "nothing" if value is None else f"{value:.{digits}g}"
 
 
-def _commands(verdict: Verdict, models: str | None) -> list[str]:
-    run = run_command(verdict.model, verdict.subject, [verdict.check], models)
+def _commands(verdict: Verdict, models: str | None, dtype: str | None) -> list[str]:
+    if dtype is None and verdict.dtype != _USUAL_DTYPE:
+        dtype = verdict.dtype
+    run = run_command(verdict.model, verdict.subject, [verdict.check], models, dtype)
     options = run.removeprefix("conformance run ")
     return [run, f"pytest --pyargs conformance.suite {options}"]
 
 
-def run_command(model: str, subject: str, checks: Iterable[str], models: str | None = None) -> str:
+def run_command(
+    model: str,
+    subject: str,
+    checks: Iterable[str],
+    models: str | None = None,
+    dtype: str | None = None,
+) -> str:
     """The command that judges one port again.
 
     Args:
@@ -225,8 +248,11 @@ def run_command(model: str, subject: str, checks: Iterable[str], models: str | N
         subject: its subject.
         checks: which checks.
         models: the ``models.toml``; None where the default serves.
+        dtype: the one to run in; None for the model's own.
     """
     options = ["--model", model, "--subject", subject]
+    if dtype is not None:
+        options += ["--dtype", dtype]
     options += [part for check in checks for part in ("--check", check)]
     if models is not None:
         options = ["--models", models, *options]
@@ -368,9 +394,11 @@ def summary(records: Records) -> list[str]:
     )
     models: dict[str, str] = {v.model: v.evidence for v in records.verdicts}
     evidence = Counter(models.values())
+    kinds = f"({evidence['real']} with trained weights, {evidence['twin']} twins)"
+    dtype = f", all in {records.header.dtype}" if records.header.dtype else ""
     lines = [
         libraries,
-        f"{len(models)} models ({evidence['real']} with trained weights, {evidence['twin']} twins)",
+        f"{len(models)} models {kinds}{dtype}",
         counts(Counter(v.outcome for v in records.verdicts)),
     ]
     if records.footer is not None:

@@ -9,6 +9,7 @@ from conformance.spec.defects import named, relisted, runs
 from conformance.spec.reading import load_spec
 from conformance.spec.tables import (
     BUILTIN_SUBJECTS,
+    DTYPES,
     EVERY_CHECK,
     SCHEMA_VERSION,
     Defect,
@@ -33,6 +34,7 @@ from conformance.spec.tables import (
 
 __all__ = [
     "BUILTIN_SUBJECTS",
+    "DTYPES",
     "EVERY_CHECK",
     "SCHEMA_VERSION",
     "DTypeName",

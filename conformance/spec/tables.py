@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
@@ -25,6 +25,7 @@ SCHEMA_VERSION = 1
 #: Subjects that need no ``[subjects.NAME]`` table.
 BUILTIN_SUBJECTS: tuple[str, ...] = ("bridge", "hooked")
 DTypeName = Literal["float32", "bfloat16", "float16", "float64"]
+DTYPES: tuple[str, ...] = get_args(DTypeName)
 
 ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
 ID_HINT = "lower-case letters, digits and . _ - only, beginning with a letter or a digit"
