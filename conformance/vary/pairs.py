@@ -95,9 +95,3 @@ class Pairs:
 
     def _gain(self, row: Choice, item: Item) -> int:
         return sum(frozenset({item, other}) in self._open for other in row.items())
-
-
-def supersets(choices: Iterable[Choice], bad: Choice) -> list[Choice]:
-    """Those of the configurations that hold all of ``bad``."""
-    wanted = key(bad)
-    return [choice for choice in choices if wanted <= key(choice)]
