@@ -190,10 +190,11 @@ def _explained(
         for choice in (failure.choice, *failure.also)
     ]
     if all(entries) and entries[0] is not None:
+        # Its page has the cause, and a script.
         failure = dataclasses.replace(failure, known=entries[0].link)
-    writer.say(f"explaining: {space.words(failure.choice)}")
-    logits_only = explorer.judged[key(failure.choice)].logits_only
-    failure = explain(failure, logits_only)
+    else:
+        writer.say(f"explaining: {space.words(failure.choice)}")
+        failure = explain(failure, explorer.judged[key(failure.choice)].logits_only)
     writer.write(failure)
     return failure
 

@@ -184,6 +184,9 @@ def refuses(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     text = error.message if isinstance(error, ConformanceError) else str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    if not text.strip() and frames:
+        return f"in {Path(frames[-1].filename).name}, {frames[-1].name}: {frames[-1].line}"
     return (text.splitlines() or [""])[0][:300]
 
 
