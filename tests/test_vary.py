@@ -165,7 +165,7 @@ def test_what_breaks_is_put_together_no_more() -> None:
 SPACE = Space(
     "gpt2",
     "GPT2LMHeadModel",
-    {name: None for name in "abcdef"},
+    dict.fromkeys("abcdef"),
     tuple(
         Factor(name, "default", {label: {name: label} for label in labels})
         for name, labels in {**LABELS, "e": ("u",), "f": ("v", "w")}.items()

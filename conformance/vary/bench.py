@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformance.checks.names import CHECKS
-from conformance.errors import CheckpointError, ImplementationError
+from conformance.errors import CheckpointError, FamilyError, ImplementationError
 from conformance.isolation import Isolation
 from conformance.jobs import Job
 from conformance.vary.judging import PROMPTS, VaryJob
@@ -95,28 +95,41 @@ class Bench:
 
     def _both(self, model: ModelSpec, cache: Path, own: bool) -> Judged:
         first = self._run(Job("reference", model, str(cache)))
-        bare = False
         if first.status != "ok":
-            bare = True
-            alone = self._run(VaryJob("reference", model, str(cache), bare=True))
-            if alone.status != "ok":
-                return Judged("refused", "transformers", _reason(alone))
-        elif own:
+            return self._logits_alone(model, cache, _reason(first))
+        if own:
             self._twin = next(p for p in (cache / "traces").iterdir() if p.is_dir())
-        job = VaryJob(
+        twin = None if own or self._twin is None else str(self._twin)
+        found = self._run(self._job(model, cache, twin=twin))
+        if found.is_a(FamilyError):
+            return self._logits_alone(model, cache, _reason(found))
+        return self._judged(found)
+
+    def _logits_alone(self, model: ModelSpec, cache: Path, why: str) -> Judged:
+        """Where our description does not fit, unless transformers takes no such config itself."""
+        alone = self._run(VaryJob("reference", model, str(cache), bare=True))
+        if alone.status != "ok":
+            return Judged("refused", "transformers", _reason(alone))
+        judged = self._judged(self._run(self._job(model, cache, bare=True)))
+        return judged if judged.reason else replace(judged, reason=why)
+
+    def _job(
+        self, model: ModelSpec, cache: Path, *, twin: str | None = None, bare: bool = False
+    ) -> VaryJob:
+        return VaryJob(
             "subject",
             model,
             str(cache),
             self.subject,
             self.loader,
             CHECKS,
-            twin=None if own or self._twin is None else str(self._twin),
+            twin=twin,
             bare=bare,
         )
-        found = self._run(job)
+
+    def _judged(self, found: Outcome) -> Judged:
         if found.status == "ok" and found.records:
-            judged = judged_from(found.records[0])
-            return replace(judged, reason=_reason(first)) if bare and not judged.reason else judged
+            return judged_from(found.records[0])
         if found.status == "raised":
             return Judged("error", "", found.details())
         said = {"timeout": "timed out", "oom": "ran out of memory"}.get(found.status, "crashed")

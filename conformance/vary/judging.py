@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformance.errors import ConformanceError, ImplementationError, NotApplicable
+from conformance.errors import ConformanceError, FamilyError, ImplementationError, NotApplicable
 from conformance.jobs import Job
 from conformance.vary.records import Difference, Judged
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.checkpoints import Checkpoint
+    from conformance.engine import Running
+    from conformance.implementations.lens_model import LensModel
     from conformance.jobs import Emit
     from conformance.prompts import Prompt
     from conformance.records import Comparison
@@ -98,6 +100,7 @@ def _judge(job: VaryJob, progress: Callable[[str], None]) -> Judged:
     running = Running([registry()[name]() for name in _CHECKS])
     context = Context(reference, subject)
     read_weights(running, context)
+    _check_described(running)
     run_passes(running, context, _passes(reference.prompts), progress)
     found: dict[str, list[Comparison]] = {}
     for check in running.checks:
@@ -106,6 +109,23 @@ def _judge(job: VaryJob, progress: Callable[[str], None]) -> Judged:
             found.setdefault(where, []).append(c)
     differences = tuple(_differences(found))
     return Judged("failed" if differences else "passed", "", "", differences, effect)
+
+
+def _check_described(running: Running) -> None:
+    """That the description of the architecture fits the configuration.
+
+    Raises:
+        FamilyError: it does not: what it says of sites is not to be relied on.
+    """
+    from conformance.checks.weights import UNCLAIMED
+
+    for check in running.checks:
+        for c in check.comparisons:
+            if UNCLAIMED in c.note:
+                raise FamilyError(
+                    f"our description of the architecture has no place for {c.site}",
+                    "describe it in conformance/families",
+                )
 
 
 def _passes(prompts: Sequence[Prompt]) -> list[Any]:
@@ -246,7 +266,11 @@ def _run_bare(job: VaryJob) -> None:
     move_weights(_Moved(model))  # type: ignore[arg-type]
     moved = run()
     spread = {
-        p.name: measure("logits", logits[p.name], moved[p.name], p.valid).rel_max for p in prompts
+        (p.name, centre): measure(
+            "logits", logits[p.name], moved[p.name], p.valid, centre=centre
+        ).rel_max
+        for p in prompts
+        for centre in (False, True)
     }
     torch.save({"logits": logits, "spread": spread}, Path(job.cache) / _BARE)
 
@@ -261,43 +285,64 @@ class _Moved:
 def _judge_bare(job: VaryJob) -> Judged:
     import torch
 
-    from conformance import bounds
     from conformance.checkpoints import resolve
-    from conformance.compare import measure
-    from conformance.precision import promoted
+    from conformance.flags import refused
 
     checkpoint = resolve(job.model, Path(job.cache))
     stored = torch.load(Path(job.cache) / _BARE, weights_only=True)
     try:
-        model = _load_bare(job, checkpoint)
+        subject = _load_bare(job, checkpoint)
     except NotApplicable as error:
         return Judged("refused", "port", error.message, logits_only=True)
     except Exception as error:
         wrapped = ImplementationError("did not load", "see its cause")
         wrapped.__cause__ = error
         return dataclasses.replace(_not_loaded(wrapped), logits_only=True)
-    for prompt in _bare_prompts(job, checkpoint):
+    prompts = _bare_prompts(job, checkpoint)
+    wrong = _compared_bare(subject, prompts, stored, "logits")
+    if wrong is None and not refused(subject):
+        try:
+            subject.process_weights()
+        except Exception as error:
+            wrong = _raised("processing", f"{type(error).__name__}: {_first_line(error)}")
+        else:
+            wrong = _compared_bare(subject, prompts, stored, "processing")
+    if wrong is None:
+        return Judged("passed", logits_only=True)
+    return Judged("failed", differences=(wrong,), logits_only=True)
+
+
+def _compared_bare(
+    subject: LensModel, prompts: Sequence[Prompt], stored: Any, check: str
+) -> Difference | None:
+    """The first prompt on which the port's logits are not the reference's."""
+    import torch
+
+    from conformance import bounds
+    from conformance.compare import measure
+    from conformance.precision import promoted
+
+    centre = check == "processing"  # which may shift all logits of a position
+    for prompt in prompts:
         try:
             with promoted(torch.float64), torch.no_grad():
-                shown = model(prompt.tokens)
+                shown = subject.model(prompt.tokens)
         except Exception as error:
             said = f"{type(error).__name__}: {_first_line(error)}"
-            return Judged("failed", differences=(_raised("run", said),), logits_only=True)
+            return _raised("processing" if centre else "run", said)
         truth = stored["logits"][prompt.name]
         if shown.shape != truth.shape:
             note = f"shape {tuple(shown.shape)}, the reference has {tuple(truth.shape)}"
-            wrong = Difference("logits", "logits", "logits", prompt.name, note=note)
-            return Judged("failed", differences=(wrong,), logits_only=True)
-        measured = measure("logits", truth, shown, prompt.valid).rel_max
-        allowed = bounds.same_function(stored["spread"][prompt.name])[0]
+            return Difference(check, "logits", "logits", prompt.name, note=note)
+        measured = measure("logits", truth, shown, prompt.valid, centre=centre).rel_max
+        allowed = bounds.same_function(stored["spread"][prompt.name, centre])[0]
         if not measured <= allowed:
-            at = Difference("logits", "logits", "logits", prompt.name, measured, allowed)
-            return Judged("failed", differences=(at,), logits_only=True)
-    return Judged("passed", logits_only=True)
+            return Difference(check, "logits", "logits", prompt.name, measured, allowed)
+    return None
 
 
-def _load_bare(job: VaryJob, checkpoint: Checkpoint) -> Any:
-    """The port's model, none of whose hooks is asked for."""
+def _load_bare(job: VaryJob, checkpoint: Checkpoint) -> LensModel:
+    """The port, none of whose hooks is asked for."""
     import torch
     import transformers
 
@@ -306,7 +351,7 @@ def _load_bare(job: VaryJob, checkpoint: Checkpoint) -> Any:
 
     assert job.subject is not None
     config = transformers.AutoConfig.from_pretrained(checkpoint.path)
-    subject = load_subject(
+    return load_subject(
         job.subject,
         checkpoint.path,
         family(job.model.architecture, config),
@@ -315,4 +360,3 @@ def _load_bare(job: VaryJob, checkpoint: Checkpoint) -> Any:
         loader=job.loader,
         hooked_name=job.model.hooked_name,
     )
-    return subject.model

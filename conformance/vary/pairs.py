@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from conformance.vary.space import Choice, Key, key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 Item = tuple[str, str]
 
