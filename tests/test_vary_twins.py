@@ -159,3 +159,13 @@ def test_only_what_the_port_raises_on_purpose_is_a_refusal() -> None:
     ):
         linecache.cache[file] = (len(text), None, [text], file)
         assert refuses(error_in(text, file)) is expected, text
+
+
+def test_logits_alone_are_judged_after_processing_too(tmp_path: Path) -> None:
+    """docs/findings/104-opt-final-norm-and-projection.md"""
+    space = some("opt", word_embed_proj_dim=("40",))
+    found = run(space, tmp_path)
+    failure = found.failures[-1]
+    assert failure.choice == {"word_embed_proj_dim": "40"}
+    assert found.configurations[-1].judged.logits_only
+    assert failure.difference.check == "processing"

@@ -34,7 +34,7 @@ def vary(
     ] = 80,
     seconds: Annotated[
         float | None,
-        typer.Option(metavar="S", help="Explore no longer than this.", min=0.001),
+        typer.Option(metavar="S", help="Explore no longer than this.", min=0.0),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of weights, rows and search.", min=0)] = 0,
     resume: Annotated[

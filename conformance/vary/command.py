@@ -205,8 +205,10 @@ def _result(
     from conformance.recorder import now
 
     judged = explorer.judged
-    wholes = ((explorer.space.whole(dict(at)), one) for at, one in judged.items())
-    contradicted = known.contradicted(wholes)
+    space = explorer.space
+    contradicted = known.contradicted(
+        (space.words(dict(at)), space.whole(dict(at)), one) for at, one in judged.items()
+    )
     outcomes = Counter(_word(one) for one in judged.values())
     status = 0
     if contradicted or any(f.known is None for f in failures):

@@ -40,16 +40,22 @@ class Known:
         """What expects this difference in this config (all fields of it); None if nothing does."""
         return next((e for e in self._of(config) if difference.check in e.checks), None)
 
-    def contradicted(self, judged: Iterable[tuple[Mapping[str, Any], Judged]]) -> tuple[str, ...]:
-        """Entries that expect a failure where a configuration passed, and which configuration."""
+    def contradicted(
+        self, judged: Iterable[tuple[str, Mapping[str, Any], Judged]]
+    ) -> tuple[str, ...]:
+        """Entries that expect a failure where a configuration passed.
+
+        Args:
+            judged: a configuration in words, all of its fields, and what came of it.
+        """
         found: dict[str, str] = {}
-        for config, one in judged:
+        for words, config, one in judged:
             if one.outcome != "passed":
                 continue
             for entry in self._of(config):
                 when = ", ".join(f"{name} = {value!r}" for name, value in entry.when.items())
-                found.setdefault(f"{entry.link} ({when})", "")
-        return tuple(found)
+                found.setdefault(f"{entry.link} (when {when})", words)
+        return tuple(f"{entry} passes with {words}" for entry, words in found.items())
 
     def _of(self, config: Mapping[str, Any]) -> list[Variant]:
         return [entry for entry in self.entries if meets(config, entry.when)]
