@@ -264,8 +264,9 @@ def test_what_transformers_refuses_is_left_out_of_the_rows() -> None:
 def test_what_fails_in_the_twin_itself_is_not_blamed_on_a_value() -> None:
     own = difference("activations", "attn.scores")
     faults = {frozenset(): own, key({"b": "x"}): difference()}
-    explorer = explored(Judge(faults))
+    explorer = explored(Judge(faults), limit=100)
     assert [one.choice for one in explorer.found] == [{}, {"b": "x"}]
+    assert explorer.ended
     assert explorer.found[0].difference == own
 
 

@@ -172,8 +172,8 @@ class Explorer:
 
             def fails(choice: dict[str, str]) -> bool:
                 nonlocal shrinking
-                if not self.pairs.allowed(choice):
-                    return False
+                if not choice or not self.pairs.allowed(choice):
+                    return False  # the twin itself was taken care of
                 if shrinking is not None:
                     return shrinking(choice)
                 if key(choice) not in self.judged and self._spent():
