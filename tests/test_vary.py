@@ -8,9 +8,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fakes import LINK, ledger_toml, models_toml
+from fakes import LINK, defect, ledger_toml, models_toml, shows
 from typer.testing import CliRunner
 
+from conformance.checkpoints.twin_catalogue import TWINS
 from conformance.errors import ConformanceError, RecordsError, SpecError
 from conformance.spec import load_spec
 from conformance.vary.command import Options, explore
@@ -330,16 +331,28 @@ def variant(when: str, checks: str = '["logits"]', subject: str = "bridge", **mo
 def test_an_entry_knows_a_failure_by_config_check_and_version(tmp_path: Path) -> None:
     loaded = spec(tmp_path, variant('{ c = "q" }', transformer_lens="<4"))
     old, new = ({"transformer-lens": v, "transformers": "5.0"} for v in ("3.9.0", "4.3.0"))
-    known = Known(loaded, "GPT2LMHeadModel", "bridge", old)
+    known = Known(loaded, "GPT2LMHeadModel", "bridge", versions=old)
     assert known.entry({"c": "q"}, difference()) is not None
     assert known.entry({"c": "r"}, difference()) is None
     assert known.entry({"c": "q"}, difference("weights")) is None
-    assert not Known(loaded, "GPT2LMHeadModel", "bridge", new).entries
-    assert not Known(loaded, "GPT2LMHeadModel", "hooked", old).entries
+    assert not Known(loaded, "GPT2LMHeadModel", "bridge", versions=new).entries
+    assert not Known(loaded, "GPT2LMHeadModel", "hooked", versions=old).entries
     assert known.contradicted([("c=q, e=u", {"c": "q"}, Judged("passed"))]) == (
         f"{LINK} (when c = 'q') passes with c=q, e=u",
     )
     assert not known.contradicted([("c=q", {"c": "q"}, Judged("refused", "port"))])
+
+
+def test_what_a_run_expects_of_the_twin_is_known_of_the_twin_itself(tmp_path: Path) -> None:
+    twin = next(iter(TWINS))
+    loaded = spec(tmp_path, defect(shows("logits", "one"), shows("hooks", "one", kinds=["z"])))
+    known = Known(loaded, "GPT2LMHeadModel", "bridge", twin)
+    assert known.link({}, difference(), own=True) == LINK
+    assert known.link({}, difference("processing"), own=True) == LINK
+    assert known.link({"c": "q"}, difference()) is None
+    assert known.link({}, difference("weights"), own=True) is None
+    assert known.link({}, difference("hooks", "resid_mid"), own=True) is None
+    assert Known(loaded, "GPT2LMHeadModel", "bridge", "x").link({}, difference(), own=True) is None
 
 
 def test_a_wrong_entry_says_what_is_wrong(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def explore(
         budget = Budget(options.limit, options.seconds)
         explorer = Explorer(space, ask, budget, options.seed, writer.told)
         explorer.run()
-        known = Known(spec, space.architecture, options.subject)
+        known = Known(spec, space.architecture, options.subject, space.twin)
         failures = [
             _explained(one, space, known, explain, explorer, writer)
             for one in grouped(explorer.found)
@@ -185,13 +185,13 @@ def _explained(
 ) -> Failure:
     failure = dataclasses.replace(failure, config=space.config(failure.choice))
     # Every one of a group must be known, each by its own configuration.
-    entries = [
-        known.entry(space.whole(choice), failure.difference)
+    links = [
+        known.link(space.whole(choice), failure.difference, own=not choice)
         for choice in (failure.choice, *failure.also)
     ]
-    if all(entries) and entries[0] is not None:
+    if all(links):
         # Its page has the cause, and a script.
-        failure = dataclasses.replace(failure, known=entries[0].link)
+        failure = dataclasses.replace(failure, known=links[0])
     else:
         writer.say(f"explaining: {space.words(failure.choice)}")
         failure = explain(failure, explorer.judged[key(failure.choice)].logits_only)

@@ -6,18 +6,20 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from conformance.ledger.judging import holds, installed
+from conformance.spec import EVERY_CHECK, TwinSource
 
 if TYPE_CHECKING:
-    from conformance.spec import Spec, Variant
+    from conformance.spec import ExpectedFailure, Spec, Variant
     from conformance.vary.records import Difference, Judged
 
 _ABSENT = object()
 
 
 class Known:
-    """The ledger's ``[[variant]]`` entries of one architecture and subject.
+    """What the ledger expects of one architecture and subject: its variants, and the twin itself.
 
     Args:
+        twin: whose own failures are those of the model that it is in ``models.toml``.
         versions: of the packages that conditions are about; the installed ones unless given.
     """
 
@@ -26,6 +28,7 @@ class Known:
         spec: Spec,
         architecture: str,
         subject: str,
+        twin: str = "",
         versions: Mapping[str, str] | None = None,
     ) -> None:
         entries = spec.ledger.variants if spec.ledger else ()
@@ -34,6 +37,38 @@ class Known:
             entry
             for entry in entries
             if architecture in entry.architectures and entry.subject == subject and holds(entry, at)
+        )
+        self._own: tuple[ExpectedFailure, ...] = tuple(
+            entry
+            for model in spec.models
+            if isinstance(model.source, TwinSource)
+            and (model.source.twin, model.source.config) == (twin, None)
+            for entry in model.expected_failures
+            if entry.subject == subject and holds(entry, at)
+        )
+
+    def link(
+        self, config: Mapping[str, Any], difference: Difference, *, own: bool = False
+    ) -> str | None:
+        """Where this difference is described; None if nobody expects it.
+
+        Args:
+            own: the configuration is the twin's own.
+        """
+        entry = self.entry(config, difference)
+        if entry is not None or not own:
+            return None if entry is None else entry.link
+        # What a run calls `logits` has those of processed weights in it.
+        checks = {difference.check, EVERY_CHECK}
+        checks |= {"logits"} if difference.check == "processing" else set()
+        kinds = {difference.kind}
+        return next(
+            (
+                e.link
+                for e in self._own
+                if e.check in checks and (e.kinds is None or kinds & set(e.kinds))
+            ),
+            None,
         )
 
     def entry(self, config: Mapping[str, Any], difference: Difference) -> Variant | None:
