@@ -120,6 +120,17 @@ def test_a_window_is_set_with_what_switches_it_on() -> None:
     assert "use_sliding_window" not in space.labels()
 
 
+def test_only_some_fields_may_vary() -> None:
+    space = space_from("llama", "LlamaForCausalLM", LLAMA)
+    assert [f.name for f in space.only(["rope_t*", "*bias"]).factors] == [
+        "rope_parameters.rope_theta",
+        "attention_bias",
+    ]
+    with pytest.raises(ConformanceError, match="no field 'bais' varies") as caught:
+        space.only(["bais"])
+    assert "attention_bias" in caught.value.hint
+
+
 def test_an_architecture_stands_for_its_first_twin() -> None:
     assert twin_of("LlamaForCausalLM") == "llama"
     assert twin_of("llama-bias") == "llama-bias"

@@ -55,7 +55,7 @@ def run(
             return explained(failure, bench, out, logits_only=logits_only)
 
         said: list[str] = []
-        options = Options(bench.subject, limit)
+        options = Options(bench.subject, limit=limit)
         spec = load_spec(out / "models.toml")
         explore(spec, space, options, out, said.append, bench.judge, explain)
     return read(out / "vary.jsonl")

@@ -21,6 +21,10 @@ def vary(
     subject: Annotated[
         str, typer.Option("--subject", metavar="S", help="The port that is judged.")
     ] = "bridge",
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", metavar="F", help="Vary only this field, or glob. Repeatable."),
+    ] = None,
     models: Annotated[
         Path, typer.Option("--models", metavar="FILE", help="Subjects and the ledger.")
     ] = Path("models.toml"),
@@ -60,7 +64,10 @@ def vary(
 
             put(markdown(runs([out])), into)
             return
-        status = _run(architecture, subject, models, out, limit or None, seconds, seed, resume)
+        fields = tuple(field or ())
+        status = _run(
+            architecture, subject, fields, models, out, limit or None, seconds, seed, resume
+        )
     except ConformanceError as error:
         fail(error)
     except KeyboardInterrupt:
@@ -72,6 +79,7 @@ def vary(
 def _run(
     architecture: str,
     subject: str,
+    fields: tuple[str, ...],
     models: Path,
     out: Path,
     limit: int | None,
@@ -84,6 +92,6 @@ def _run(
     from conformance.vary.space import twin_of
 
     spec = load_spec(models)
-    options = Options(subject, limit, seconds, seed, resume)
+    options = Options(subject, fields, limit, seconds, seed, resume)
     folder = out / f"{twin_of(architecture)}-{subject}"
     return run(spec, architecture, options, folder, lambda line: typer.echo(line))

@@ -44,12 +44,14 @@ class Options:
     """What the command line asks for.
 
     Attributes:
+        fields: globs of the fields that vary; none for all.
         limit: configurations explored at most; None for no limit, and no search after the pairs.
         seconds: for exploring.
         resume: go on where the file in ``out`` ends.
     """
 
     subject: str = "bridge"
+    fields: tuple[str, ...] = ()
     limit: int | None = 80
     seconds: float | None = None
     seed: int = 0
@@ -71,6 +73,8 @@ def run(spec: Spec, name: str, options: Options, out: Path, say: Say) -> int:
     twin = twin_of(name)
     loader = _loader(spec, options.subject)
     space = space_of(twin)
+    if options.fields:
+        space = space.only(options.fields)
     shown = _Line(say)
     with Bench(space, options.subject, loader=loader, seed=options.seed, say=shown.doing) as bench:
 

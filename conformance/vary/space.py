@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from conformance.errors import ConformanceError
@@ -53,6 +55,25 @@ class Space:
     factors: tuple[Factor, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
     not_varied: Mapping[str, str] = field(default_factory=dict)
+
+    def only(self, names: Sequence[str]) -> Space:
+        """The same with the factors that these globs name, in any part of their dotted names.
+
+        Raises:
+            ConformanceError: a glob names none.
+        """
+        found: set[str] = set()
+        for name in names:
+            fitting = {
+                f.name
+                for f in self.factors
+                if any(fnmatchcase(part, name) for part in (f.name, *f.name.split(".")))
+            }
+            if not fitting:
+                known = ", ".join(f.name for f in self.factors)
+                raise ConformanceError(f"no field {name!r} varies in {self.twin}", f"{known} do")
+            found |= fitting
+        return dataclasses.replace(self, factors=tuple(f for f in self.factors if f.name in found))
 
     def labels(self) -> dict[str, tuple[str, ...]]:
         """Factor -> the labels of its values, the default's left out."""

@@ -66,9 +66,8 @@ def main() -> int:
                 "fold_value_biases": False,
             }
             off[after_norm, fold] = by = moved(after_norm, **flags)
-            print(
-                f"residual after the norm: {after_norm!s:<5}, fold_ln={fold!s:<5} off by {by:.1e}"
-            )
+            said = f"residual after the norm: {after_norm!s:<5}, fold_ln={fold!s:<5}"
+            print(f"{said} off by {by:.1e}")
     wrong = off.pop((True, True))
     return 0 if wrong > 1e-1 and max(off.values()) < 1e-3 else 1
 
