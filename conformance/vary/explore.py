@@ -258,11 +258,25 @@ class _Shrinking:
     signature: tuple[str, str]
     stopped: bool = False
     asked: int = 0
+    best: Choice | None = None
 
     def __call__(self, choice: dict[str, str]) -> bool:
         if key(choice) not in self.explorer.judged:
+            if self._minimal():
+                return False  # no part of the best can be left out: the rest is of other failures
             if self.asked >= _SHRINKS or not self.explorer.may_shrink(choice):
                 self.stopped = True
                 return False
             self.asked += 1
-        return self.explorer.ask(choice, "shrink").shows(self.signature)
+        shows = self.explorer.ask(choice, "shrink").shows(self.signature)
+        if shows and (self.best is None or len(choice) < len(self.best)):
+            self.best = choice
+        return shows
+
+    def _minimal(self) -> bool:
+        """Whether the best was judged without each of its values, and does not show it so."""
+        if self.best is None:
+            return False
+        parts = (key({k: v for k, v in self.best.items() if k != name}) for name in self.best)
+        found = [self.explorer.judged.get(part) for part in parts]
+        return all(one is not None and not one.shows(self.signature) for one in found)
