@@ -20,6 +20,7 @@ from conformance.commands.files import read_run
 from conformance.commands.gate import gate
 from conformance.commands.report import report
 from conformance.commands.schema import schema
+from conformance.commands.vary import vary
 from conformance.errors import ConformanceError
 from conformance.ledger.command import app as ledger
 
@@ -55,7 +56,7 @@ _Dtype = Annotated[
 ]
 
 
-for _command in (compare, report, gate, schema):
+for _command in (compare, report, gate, schema, vary):
     app.command()(_command)
 
 

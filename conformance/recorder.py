@@ -58,7 +58,7 @@ class Recorder:
         self._began = time.monotonic()
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            _set_aside(self.path)
+            set_aside(self.path)
             # A lone surrogate, as in the name of a file, becomes the JSON escape it needs.
             self._stream: TextIO = self.path.open(
                 "x", encoding="utf-8", errors="backslashreplace", newline="\n"
@@ -125,7 +125,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _set_aside(path: Path) -> None:
+def set_aside(path: Path) -> None:
     """Rename an earlier run's file to ``records.<start>.jsonl``."""
     if not path.exists():
         return

@@ -229,16 +229,16 @@ Record = Header | Name | Verdict | Footer
 
 def to_json(record: Record) -> str:
     """One line of JSON. NaN and infinities become the strings ``nan``, ``inf``, ``-inf``."""
-    return json.dumps(_plain(dataclasses.asdict(record)), ensure_ascii=False, allow_nan=False)
+    return json.dumps(plain(dataclasses.asdict(record)), ensure_ascii=False, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value
 
 

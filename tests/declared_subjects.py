@@ -72,3 +72,28 @@ def scribbles(checkpoint: Path, *, dtype: torch.dtype, device: str) -> Any:
 
     modeling_llama.LlamaRMSNorm.forward = wrong
     return good(checkpoint, dtype=dtype, device=device)
+
+
+def _as_if(checkpoint: Path, dtype: torch.dtype, device: str, **config: Any) -> Any:
+    """A port that takes the checkpoint's config to say something else."""
+    import json
+    import shutil
+    import tempfile
+    from pathlib import Path as Folder
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Folder(shutil.copytree(checkpoint, Folder(folder) / "copy"))
+        file = copy / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+        return good(copy, dtype=dtype, device=device)
+
+
+def without_attention_bias(checkpoint: Path, *, dtype: torch.dtype, device: str) -> Any:
+    """A port that drops the biases of attention."""
+    return _as_if(checkpoint, dtype, device, attention_bias=False)
+
+
+def with_plain_positions(checkpoint: Path, *, dtype: torch.dtype, device: str) -> Any:
+    """A port that takes scaled rotary positions for plain ones."""
+    plain = {"rope_type": "default", "rope_theta": 10000.0}
+    return _as_if(checkpoint, dtype, device, rope_parameters=plain)

@@ -94,7 +94,7 @@ def _preparer(model: ModelSpec) -> _Preparer:
         say(f"building twin {source.twin}")
         target = work / "files"
         target.mkdir()
-        build_twin(source.twin, source.seed, target)
+        build_twin(source.twin, source.seed, target, source.config)
         return target
 
     return twin

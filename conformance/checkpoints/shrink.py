@@ -61,8 +61,14 @@ def shrink(model_type: str, changes: Mapping[str, Any]) -> Any:
     """
     import transformers
 
-    default = transformers.AutoConfig.for_model(model_type)
-    return transformers.AutoConfig.for_model(model_type, **arguments(default, changes))
+    return transformers.AutoConfig.for_model(model_type, **arguments_of(model_type, changes))
+
+
+def arguments_of(model_type: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What to make :func:`shrink`'s config with."""
+    import transformers
+
+    return arguments(transformers.AutoConfig.for_model(model_type), changes)
 
 
 def arguments(default: Any, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,8 +28,11 @@ _TABLE_STD = 0.8
 _MATRIX_GAIN = 1.5
 
 
-def build_twin(name: str, seed: int, target: Path) -> None:
+def build_twin(name: str, seed: int, target: Path, config: Mapping[str, Any] | None = None) -> None:
     """Write twin ``name`` to directory ``target``: config, safetensors and a character tokenizer.
+
+    Args:
+        config: arguments of its config class that replace the twin's own.
 
     Raises:
         CheckpointError: no such twin.
@@ -44,14 +47,14 @@ def build_twin(name: str, seed: int, target: Path) -> None:
 
     from conformance.checkpoints.shrink import shrink
 
-    config = shrink(twin.model_type, twin.config)
-    config.architectures = [twin.architecture]
+    small = shrink(twin.model_type, {**twin.config, **(config or {})})
+    small.architectures = [twin.architecture]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(transformers, twin.architecture)._from_config(config, dtype=torch.float32)
+        model = getattr(transformers, twin.architecture)._from_config(small, dtype=torch.float32)
     fill(model, seed, twin.gains)
     model.save_pretrained(target)
-    save_tokenizer(target, config.vocab_size)
+    save_tokenizer(target, small.vocab_size)
 
 
 def fill(model: torch.nn.Module, seed: int, gains: Mapping[str, float] | None = None) -> None:

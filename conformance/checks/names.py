@@ -22,3 +22,16 @@ CHECKS: tuple[str, ...] = (
     "heads",
     "determinism",
 )
+
+#: What ``conformance vary`` judges in each configuration, in order: whether the port loads, its
+#: weights, whether it runs, the checks that read ordinary passes, and the logits after processing.
+VARIED: tuple[str, ...] = (
+    "load",
+    "weights",
+    "run",
+    "activations",
+    "components",
+    "logits",
+    "loss",
+    "processing",
+)

@@ -93,6 +93,10 @@ class Weights(Check):
                 yield structure(key, "the checkpoint has this parameter, the port does not")
 
 
+#: Said of a parameter that our description of the architecture does not cover.
+UNCLAIMED = "a parameter that nobody accounts for"
+
+
 def _neutral(name: str, tensor: torch.Tensor) -> bool:
     """Whether a weight that the checkpoint lacks has the value that changes nothing.
 
@@ -118,7 +122,7 @@ def _unclaimed(context: Context, expected: Mapping[str, Weight]) -> Iterable[Com
             yield structure(
                 key,
                 f"conformance/families claims {claimed[key]} of its {tensor.numel()} elements: "
-                "a parameter that nobody accounts for",
+                f"{UNCLAIMED}",
             )
 
 

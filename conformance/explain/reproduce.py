@@ -242,11 +242,13 @@ def _source(
             changes={} if whole else changes,
         )
     if twin is not None:
+        from conformance.checkpoints.shrink import arguments_of
         from conformance.checkpoints.twin_catalogue import TWINS
 
         entry = TWINS[twin.twin]
-        given = {k: v for k, v in entry.config.items() if k not in _PER_LAYER}
-        arguments = {**given, **(changes if len(keep) < n_layers else dict(entry.config))}
+        own = arguments_of(entry.model_type, {**entry.config, **(twin.config or {})})
+        given = {k: v for k, v in own.items() if k not in _PER_LAYER}
+        arguments = {**given, **(changes if len(keep) < n_layers else own)}
         return Source(
             model.architecture, entry.model_type, arguments, twin.seed, getattr(entry, "gains", {})
         )

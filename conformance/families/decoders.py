@@ -33,6 +33,8 @@ MOE: dict[str, Any] = {
     "experts": "mlp.experts",
     "expert_layout": "gate_up_out_in",
 }
+_ONE_NORM: dict[str, Any] = {"parallel": True, "mlp_reads_ln1": True, "ln2": None}
+COHERE = like(LLAMA, "CohereForCausalLM", **_ONE_NORM)
 QK_NORM: dict[str, Any] = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
 _FUSED: dict[str, Any] = {"q": None, "k": None, "v": None}
 
@@ -150,8 +152,6 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
             **{**MOE, "router": "mlp.router", "expert_layout": "interleaved_in_out"},
             sinks="sinks",
         ),
-        like(LLAMA, "StableLmForCausalLM"),
-        like(LLAMA, "CohereForCausalLM", parallel=True, mlp_reads_ln1=True, ln2=None),
         like(
             LLAMA,
             "Phi3ForCausalLM",
@@ -172,21 +172,6 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
             parallel=True,
             mlp_reads_ln1=True,
             ln2=None,
-        ),
-        like(
-            _BLOOM,
-            "GPTNeoXForCausalLM",
-            block="gpt_neox.layers.{l}",
-            embed="gpt_neox.embed_in",
-            embed_ln=None,
-            attn="attention",
-            qkv="attention.query_key_value",
-            o="attention.dense",
-            mlp_contribution=None,
-            ln_final="gpt_neox.final_layer_norm",
-            parallel=True,
-            rotary=True,
-            alibi=False,
         ),
         like(
             _GPT2,
@@ -259,7 +244,46 @@ def _smollm3(config: Any) -> Family:
     return like(LLAMA, "SmolLM3ForCausalLM", layers=layers)
 
 
+def _gpt_neox(config: Any) -> Family:
+    return like(
+        _BLOOM,
+        "GPTNeoXForCausalLM",
+        block="gpt_neox.layers.{l}",
+        embed="gpt_neox.embed_in",
+        embed_ln=None,
+        attn="attention",
+        qkv="attention.query_key_value",
+        o="attention.dense",
+        mlp_contribution=None,
+        ln_final="gpt_neox.final_layer_norm",
+        parallel=bool(config.use_parallel_residual),
+        rotary=True,
+        alibi=False,
+    )
+
+
+def _cohere(config: Any) -> Family:
+    norms = {**QK_NORM, "qk_norm": "per_head"} if config.use_qk_norm else {}
+    return like(COHERE, "CohereForCausalLM", **norms)
+
+
+def _stablelm(config: Any) -> Family:
+    norms: dict[str, Any] = {}
+    if config.qk_layernorm:
+        norms = {
+            "q_norm": "self_attn.q_layernorm",
+            "k_norm": "self_attn.k_layernorm",
+            "qk_norm": "per_head_transposed",
+        }
+    return like(
+        LLAMA, "StableLmForCausalLM", **(_ONE_NORM if config.use_parallel_residual else {}), **norms
+    )
+
+
 FAMILIES["SmolLM3ForCausalLM"] = _smollm3
+FAMILIES["GPTNeoXForCausalLM"] = _gpt_neox
+FAMILIES["CohereForCausalLM"] = _cohere
+FAMILIES["StableLmForCausalLM"] = _stablelm
 FAMILIES["FalconForCausalLM"] = _falcon
 FAMILIES["GraniteForCausalLM"] = _granite
 

@@ -7,7 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from conformance.families.base import Family, like
-from conformance.families.decoders import LLAMA, plain
+from conformance.families.decoders import COHERE, LLAMA, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 _QWEN3 = plain("Qwen3ForCausalLM")
 _OLMO2 = plain("Olmo2ForCausalLM")
 _GEMMA = plain("GemmaForCausalLM")
-_COHERE = plain("CohereForCausalLM")
 _GPT2 = plain("GPT2LMHeadModel")
 _GPTJ = plain("GPTJForCausalLM")
 _OPT = plain("OPTForCausalLM")
@@ -55,7 +54,7 @@ def _rotated(base: Family, architecture: str, rotates: list[bool]) -> Family:
 def _cohere2(config: Any) -> Family:
     sliding = [t == "sliding_attention" for t in config.layer_types]
     rotates = [s and config.sliding_window is not None for s in sliding]
-    return _rotated(_COHERE, "Cohere2ForCausalLM", rotates)
+    return _rotated(COHERE, "Cohere2ForCausalLM", rotates)
 
 
 def _exaone4(config: Any) -> Family:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from conformance.records import Verdict
-    from conformance.spec import Defect, ExpectedFailure, ModelSpec
+    from conformance.spec import Defect, ExpectedFailure, ModelSpec, Variant
 
 _PACKAGES = ("transformer-lens", "transformers")
 
@@ -75,7 +75,7 @@ def applicable(
     )
 
 
-def holds(entry: ExpectedFailure | Defect, versions: Mapping[str, str]) -> bool:
+def holds(entry: ExpectedFailure | Defect | Variant, versions: Mapping[str, str]) -> bool:
     """Whether the versions meet an entry's conditions; a package that is missing meets none."""
     wanted = {"transformer-lens": entry.transformer_lens, "transformers": entry.transformers}
     return all(

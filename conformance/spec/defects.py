@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from conformance.checks.names import CHECKS
+from conformance.checks.names import CHECKS, VARIED
 from conformance.spec.lines import places
 from conformance.spec.problems import Report, raise_if_any, suggest, unknown_keys, validate
 from conformance.spec.tables import (
@@ -25,6 +25,7 @@ from conformance.spec.tables import (
     ModelSpec,
     Showing,
     Spec,
+    Variant,
 )
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def read_ledger(
     """
     tables = raw.get("defect", [])
     report = LedgerReport(data.decode("utf-8"), tables)
-    unknown_keys(raw, ("schema", "defect"), "", report)
+    unknown_keys(raw, ("schema", "defect", "variant"), "", report)
     if raw.get("schema") != SCHEMA_VERSION or type(raw["schema"]) is not int:
         report.add("schema", "missing or unknown", f"write schema = {SCHEMA_VERSION} at the top")
     if not isinstance(tables, list):
@@ -101,16 +102,45 @@ def read_ledger(
         if defect is not None:
             _references(defect, f"defect[{position}]", path.parent, known, report)
     right = [(i, defect) for i, defect in enumerate(checked) if defect is not None]
+    variants = _variants(raw.get("variant", []), path.parent, known, report)
     ledger = Ledger(
         path=path.resolve(),
         sha256=hashlib.sha256(data).hexdigest(),
         defects=tuple(defect for _, defect in right),
+        variants=variants,
         lines=tuple(
             tuple(report.line_of(f"defect[{i}].shows[{j}]") for j in range(len(defect.shows)))
             for i, defect in right
         ),
     )
     return ledger, _expecting(known.models, ledger, report), report
+
+
+def _variants(tables: object, folder: Path, known: Known, report: Report) -> tuple[Variant, ...]:
+    """The defects of some configurations of an architecture."""
+    if not isinstance(tables, list):
+        report.add("variant", "is a single table", "write [[variant]], with two brackets")
+        return ()
+    checked = [validate(Variant, t, f"variant[{i}]", report) for i, t in enumerate(tables)]
+    for position, variant in enumerate(checked):
+        if variant is None:
+            continue
+        where = f"variant[{position}]"
+        if problem := _broken(variant.link, folder):
+            report.add(f"{where}.link", *problem)
+        if variant.subject not in known.subjects:
+            said = f"unknown subject {variant.subject!r}"
+            report.add(f"{where}.subject", said, suggest(variant.subject, known.subjects))
+        for check in variant.checks:
+            if check not in VARIED:
+                said = f"unknown check {check!r}"
+                report.add(f"{where}.checks", said, suggest(check, VARIED))
+        for name in variant.architectures:
+            if name not in known.architectures:
+                said = f"no model is a {name}"
+                near = suggest(name, set(known.architectures))
+                report.add(f"{where}.architectures", said, near)
+    return tuple(variant for variant in checked if variant is not None)
 
 
 def relisted(spec: Spec, text: str) -> Spec:

@@ -32,7 +32,7 @@ def places(text: str, name: str) -> list[Place]:
     """
     header = re.compile(rf"\[\[[ \t]*([\"']?){re.escape(name)}\1[ \t]*\]\]")
     found: list[Place] = []
-    depth = 0
+    depth, inside = 0, False
     line, counted = 1, 0
     for token in _TOKEN.finditer(text):
         line += text.count("\n", counted, token.start())
@@ -41,9 +41,11 @@ def places(text: str, name: str) -> list[Place]:
             case "[" | "{" as bracket:
                 begin = text.rfind("\n", 0, token.start()) + 1
                 alone = not text[begin : token.start()].strip()
-                if depth == 0 and alone and header.match(text, token.start()):
-                    found.append(Place(begin, line))
-                elif depth == 1 and bracket == "{" and found:
+                if depth == 0 and alone:
+                    inside = bool(header.match(text, token.start()))
+                    if inside:
+                        found.append(Place(begin, line))
+                elif depth == 1 and bracket == "{" and inside:
                     found[-1].rows.append(line)
                 depth += 1
             case "]" | "}":

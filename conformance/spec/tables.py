@@ -196,10 +196,17 @@ class WheelSource(Table):
 
 
 class TwinSource(Table):
-    """A tiny random-weight checkpoint of a real architecture, built here."""
+    """A tiny random-weight checkpoint of a real architecture, built here.
+
+    ``config`` has arguments of the config class that replace the twin's own: a variant of it.
+    """
 
     twin: NonEmpty
     seed: Annotated[StrictInt, Field(ge=0)] = 0
+    config: Annotated[Mapping[str, Any], AfterValidator(_json)] | None = None
+
+    def __hash__(self) -> int:
+        return hash((self.twin, self.seed, json.dumps(self.config, sort_keys=True)))
 
 
 Source = NameSource | HubSource | PathSource | WheelSource | TwinSource
@@ -269,6 +276,28 @@ class Defect(Table):
         )
 
 
+class Variant(Table):
+    """A known defect that shows in some configurations of an architecture only.
+
+    Attributes:
+        checks: what fails there, in the words of ``conformance vary``.
+        when: field of the configuration, dotted where it is nested -> its value, an array of
+            values any of which will do, or ``{ not = [...] }``. All must hold.
+    """
+
+    reason: NonEmpty
+    link: NonEmpty
+    subject: NonEmpty
+    architectures: Names
+    checks: Names
+    when: Annotated[Mapping[str, Any], Field(min_length=1), AfterValidator(_json)]
+    transformer_lens: SpecifierText | None = None
+    transformers: SpecifierText | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+
 class Ledger(Table):
     """A whole ``expected_failures.toml``.
 
@@ -278,6 +307,7 @@ class Ledger(Table):
     path: Path
     sha256: str
     defects: tuple[Defect, ...] = ()
+    variants: tuple[Variant, ...] = ()
     lines: tuple[tuple[int | None, ...], ...] = ()
 
     def line(self, defect: int, showing: int) -> int | None:
