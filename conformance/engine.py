@@ -21,12 +21,14 @@ from conformance.checks.base import Check, Context, Pass, structure
 from conformance.errors import ImplementationError, NotApplicable
 from conformance.experiments import code_hashes
 from conformance.flags import refused
+from conformance.profiles import facts
 from conformance.reference import (
     ISOLATION_PROMPTS,
     Reference,
     code_hash,
     directory,
     ensure,
+    load_tokenizer,
     teacher,
 )
 from conformance.verdicts import conclude
@@ -121,11 +123,14 @@ def _judge(
     )
     available = registry()
     running = Running([available[name]() for name in job.checks])
+    running.checks[0].metrics["facts"] = facts(reference)
+    tokenizer = load_tokenizer(checkpoint)
+    word = None if tokenizer is None else functools.partial(_word, tokenizer)
 
     dtypes = ["float64"] if job.model.dtype == "float64" else ["float64", job.model.dtype]
     for dtype in dtypes:
         subject = load(job, checkpoint, reference, DTYPES[dtype], progress)
-        context = Context(reference, subject)
+        context = Context(reference, subject, word=word)
         passes = list(plan(context, dtype))
         if dtype == "float64":
             read_weights(running, context)
@@ -150,6 +155,10 @@ def _judge(
         )
         verdict = replace(verdict, commit=checkpoint.commit)
         emit({"event": "verdict", "record": asdict(verdict)})
+
+
+def _word(tokenizer: Any, token: int) -> str:
+    return str(tokenizer.decode([token]))
 
 
 def load(

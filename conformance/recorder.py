@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import re
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, TextIO
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from conformance.spec import Spec
 
 FILE_NAME = "records.jsonl"
+#: The folder beside it, with a sample of each port's activations.
+SAMPLES = "samples"
 _PACKAGES = ("torch", "transformers", "transformer-lens", "numpy", "safetensors", "pytest")
 
 
@@ -75,7 +80,23 @@ class Recorder:
             return
         self._seen.add(key)
         self.outcomes[verdict.outcome] += 1
-        write(verdict, self._stream)
+        write(self._with_sample_beside(verdict), self._stream)
+
+    def _with_sample_beside(self, verdict: Verdict) -> Verdict:
+        """A verdict whose sample of activations is a file of its own, and named."""
+        sample = verdict.metrics.get("sample")
+        if sample is None:
+            return verdict
+        whose = {"model": verdict.model, "subject": verdict.subject}
+        text = json.dumps({**whose, **sample}, ensure_ascii=True, allow_nan=False) + "\n"
+        name = f"{SAMPLES}/{file_name(f'{verdict.model}--{verdict.subject}')}.json"
+        path = self.path.parent / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return replace(
+            verdict, metrics={**verdict.metrics, "sample": {"file": name, "sha256": digest}}
+        )
 
     def finish(self, exit_code: int, stale: Sequence[Stale] = ()) -> None:
         """Append the footer; ``stale`` is what the run found stale in the ledger."""
@@ -114,6 +135,12 @@ def header(spec: Spec, command: Sequence[str]) -> Header:
         ledger_sha256=spec.ledger.sha256 if spec.ledger else None,
         command=tuple(command),
     )
+
+
+def file_name(text: str) -> str:
+    """A name for a file of any system; another one for another text."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", text)
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def now() -> str:

@@ -1,8 +1,8 @@
 """What a run writes: a header, names, one record per verdict, a footer; a JSON object per line.
 
 A file without a footer was cut short (:class:`TruncatedRecords`); what it holds is still good.
-Schema 2 added the lines of kind ``name`` after the header, and ``commit`` to verdicts; files of
-schema 1 are read as well.
+Schema 2 added the lines of kind ``name`` after the header, and ``commit`` to verdicts; schema 3
+what a page shows of a port (``docs/records.md``) to the metrics. Files of either are read as well.
 Records are frozen and hold plain numbers and text only: no tensor, no exception.
 """
 
@@ -20,9 +20,11 @@ from conformance.errors import RecordsError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+#: Bins to a factor of ten in the histograms of ``metrics["differences"]``.
+PER_DECADE = 2
 #: Schemas that :func:`read` understands.
-READABLE: frozenset[int] = frozenset({1, 2})
+READABLE: frozenset[int] = frozenset({1, 2, 3})
 
 Outcome = Literal[
     "passed",

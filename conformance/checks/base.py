@@ -68,6 +68,8 @@ class Context:
     recall: Recall | None = None
     #: The job's subject, loaded anew in promoted float64.
     fresh: Callable[[], LensModel] | None = None
+    #: What a token id stands for, where there is a tokenizer; for a reader.
+    word: Callable[[int], str] | None = None
 
     @property
     def scope(self) -> Scope:

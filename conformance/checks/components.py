@@ -11,7 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from conformance.checks.base import Check, Context, Pass, PassMode, judge, structure
+from conformance.profiles import ByLayer
 from conformance.reference import ISOLATION_PROMPTS
+from conformance.sites import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +35,7 @@ class Components(Check):
     def __init__(self) -> None:
         super().__init__()
         self._compared = 0
+        self._by_layer = ByLayer()
 
     def wants(self, run: Pass) -> bool:
         return super().wants(run) and run.prompt.name in ISOLATION_PROMPTS
@@ -43,13 +46,24 @@ class Components(Check):
         if name.endswith(_WIRING):
             return
         self._compared += 1
-        yield judge(context, run, name, value)
+        yield self._placed(run, name, judge(context, run, name, value))
+
+    def _placed(self, run: Pass, name: str, comparison: Comparison) -> Comparison:
+        """The comparison, remembered under its component. Of a pass that feeds blocks only sums
+        of the residual stream count: what is inside a block is not alone there."""
+        part = parse(name).component
+        if part == "wiring":
+            self._by_layer.see(run.dtype, "block", comparison)
+        elif run.mode == "components" or parse(name).layer is None:
+            self._by_layer.see(run.dtype, part, comparison)
+        return comparison
 
     def finish(
         self, context: Context, run: Pass, logits: torch.Tensor, loss: torch.Tensor | None
     ) -> Iterable[Comparison]:
         if run.mode == "components":  # the unembedding is fed the truth in either mode
-            yield judge(context, run, "logits", logits)
+            yield self._placed(run, "logits", judge(context, run, "logits", logits))
+        self.metrics["by_layer"] = self._by_layer.plain()
         expected, _ = context.subject.expected_hooks()
         due = sum(not name.endswith(_WIRING) for name in expected)
         if self._compared < due:
