@@ -122,7 +122,7 @@ def _run_suite(args: Sequence[str]) -> int:
 
     from conformance.progress import Progress
     from conformance.recorder import FILE_NAME
-    from conformance.report import REPORT
+    from conformance.report import PAGES
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
     progress = Progress(console)
@@ -134,7 +134,7 @@ def _run_suite(args: Sequence[str]) -> int:
         records = read_run(out)
         _print(console, records, explained=_EXPLAINED)
         console.print(f"records: {out / FILE_NAME}", markup=False, soft_wrap=True)
-        console.print(f"report: {out / REPORT}", markup=False, soft_wrap=True)
+        console.print(f"report: {out / PAGES}", markup=False, soft_wrap=True)
     elif progress.stopped_by:
         typer.echo(f"Exit: {progress.stopped_by}", err=True)
     elif status not in (0, _USAGE):

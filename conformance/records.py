@@ -2,7 +2,7 @@
 
 A file without a footer was cut short (:class:`TruncatedRecords`); what it holds is still good.
 Schema 2 added the lines of kind ``name`` after the header, and ``commit`` to verdicts; schema 3
-what a page shows of a port (``docs/records.md``) to the metrics. Files of either are read as well.
+what a page shows of a port (``docs/report.md``) to the metrics. Files of either are read as well.
 Records are frozen and hold plain numbers and text only: no tensor, no exception.
 """
 

@@ -105,7 +105,10 @@ class Sample:
         ids = self.tokens[0, :POSITIONS].tolist()
         words: dict[str, str] = {}
         if word is not None:
-            seen = {*ids, *(i for side in self.guesses.values() for row in side["ids"] for i in row)}
+            seen = {
+                *ids,
+                *(i for side in self.guesses.values() for row in side["ids"] for i in row),
+            }
             words = {str(i): word(i)[:24] for i in sorted(seen)}
         return {
             "prompt": self.prompt,

@@ -3,8 +3,3 @@
 Made from the records of a run, and from what the run left beside them (samples of activations,
 explanations); the pages say where either is missing. They open from a disk, without a network.
 """
-
-from __future__ import annotations
-
-#: The folder beside ``records.jsonl``, and its first page.
-FOLDER, INDEX = "report", "index.html"

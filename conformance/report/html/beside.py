@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformance.explain.command import JSON
@@ -16,6 +15,7 @@ from conformance.report.explanation import page, what
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from conformance.records import Verdict
 
@@ -41,6 +41,7 @@ class Explained:
 
     Attributes:
         what: what differs, by how much.
+        where: where in the tensor, in words.
         causes: one sentence each.
         text: the whole explanation.
         script: the standalone script, or None.
@@ -49,6 +50,7 @@ class Explained:
     """
 
     what: tuple[str, ...]
+    where: str
     causes: tuple[str, ...]
     text: str
     script: str | None
@@ -81,7 +83,8 @@ def explained(folder: Path, model: str, subject: str) -> Explained | None:
     script = found / SCRIPT
     causes = tuple(cause.statement for cause in e.causes)
     return Explained(
-        what=() if e.conforms else (*what(e.location), e.location.sentence),
+        what=() if e.conforms else tuple(what(e.location)),
+        where=e.location.sentence,
         causes=tuple(filter(None, (e.diagnosed, *causes))),
         text=page(e),
         script=script.read_text(encoding="utf-8") if script.is_file() else None,

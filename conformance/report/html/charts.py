@@ -77,7 +77,7 @@ def by_layer(points: Sequence[Point], name: str, title: str, what: str) -> Marku
         what: the label of the upward axis.
     """
     sizes = [x for p in points for x in (p.measured, p.allowed) if math.isfinite(x) and x > 0]
-    low = math.floor(math.log10(min(sizes, default=1e-16)))
+    low = math.floor(math.log10(min(sizes, default=1.0))) - 1
     high = math.ceil(math.log10(max(sizes, default=1.0)))
     frame = _Frame(low, high, any(p.measured == 0 for p in points))
     span = max(1, points[-1].layer - points[0].layer)
@@ -184,4 +184,5 @@ def _mark(x: float, y: float, ok: bool) -> str:
     if ok:
         return f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
     a, b, c, d = x - 5, x + 5, y - 5, y + 5
-    return f'<path class="cross" d="M{a:.1f} {c:.1f}L{b:.1f} {d:.1f}M{a:.1f} {d:.1f}L{b:.1f} {c:.1f}"/>'
+    path = f"M{a:.1f} {c:.1f}L{b:.1f} {d:.1f}M{a:.1f} {d:.1f}L{b:.1f} {c:.1f}"
+    return f'<path class="cross" d="{path}"/>'

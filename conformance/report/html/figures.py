@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from conformance import bounds
 from conformance.records import PER_DECADE
 from conformance.report.html.charts import Point, by_layer, histogram
-from conformance.report.html.words import count, number, percent, sci, share
+from conformance.report.html.words import NOTHING, count, number, percent, sci
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -145,7 +145,7 @@ def _one_stream(name: str, dtype: str, parts: Mapping[str, Any]) -> Figure:
         rows.append(
             (
                 str(point.layer),
-                *(text for row in cells for text in (_pair(row) if row else ("–", "–"))),
+                *(text for row in cells for text in (_pair(row) if row else (NOTHING, NOTHING))),
             )
         )
     title = f"Residual-stream error by layer, {judgement(dtype)}"
@@ -301,6 +301,3 @@ def fact_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "dtype" in found:
         rows.append(("dtype judged beside float64", str(found["dtype"])))
     return rows
-
-
-__all__ = ["Cell", "Figure", "Figures", "Grid", "fact_rows", "facts", "figures", "share"]

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformance.checks.names import CHECKS
-from conformance.records import OUTCOMES, read
-from conformance.report.html import FOLDER, INDEX, words
+from conformance.errors import RecordsError
+from conformance.records import read
+from conformance.report import PAGES
+from conformance.report.html import words
 from conformance.report.html.beside import explained, look
+from conformance.report.html.catalogue import catalogue
 from conformance.report.html.figures import fact_rows, figures
-from conformance.report.html.ports import BOTH, Model, Port, checks_of, models_of
-from conformance.report.names import judged, not_judged, rows
-from conformance.report.stale import describe_stale
-from conformance.report.terminal import counts, is_bad, left_out, state
+from conformance.report.html.ports import BOTH, models_of
+from conformance.report.terminal import state
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import jinja2
 
-    from conformance.records import Records, Verdict
+    from conformance.records import Records
 
 _HERE = Path(__file__).parent
-#: The file names that a table of models leads to.
+_INDEX = Path(PAGES).name
+#: The folder of the pages that a table of models leads to.
 _MODELS = "models"
+_STATIC = ("report.css", "report.js", "look.js")
 
 
 def write(records_file: Path, out: Path | None = None) -> Path:
@@ -41,17 +39,22 @@ def write(records_file: Path, out: Path | None = None) -> Path:
         The first page.
 
     Raises:
-        RecordsError: the records cannot be read.
+        RecordsError: the records cannot be read, or the pages not be written.
     """
     records = read(records_file)
-    folder = out or records_file.parent / FOLDER
+    folder = out or (records_file.parent / PAGES).parent
     pages = render(records, records_file.parent)
-    if (folder / _MODELS).is_dir():
-        shutil.rmtree(folder / _MODELS)
-    (folder / _MODELS).mkdir(parents=True)
-    for name, text in pages.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return folder / INDEX
+    try:
+        (folder / _MODELS).mkdir(parents=True, exist_ok=True)
+        for old in (folder / _MODELS).glob("*.html"):
+            old.unlink()
+        for name, text in pages.items():
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise RecordsError(
+            f"{error.filename or folder}: {error.strerror}", "give a folder you can write to"
+        ) from error
+    return folder / _INDEX
 
 
 def render(records: Records, folder: Path) -> dict[str, str]:
@@ -63,15 +66,15 @@ def render(records: Records, folder: Path) -> dict[str, str]:
     """
     environment = _environment()
     models = models_of(records, _models_toml(records))
+    found = {
+        (p.model, p.subject): explained(folder, p.model, p.subject) for m in models for p in m.ports
+    }
+    causes = {port: one.causes for port, one in found.items() if one is not None}
     run = _run(records)
+    first = environment.get_template("index.html.j2")
     pages = {
-        INDEX: environment.get_template("index.html.j2").render(
-            run=run, **_catalogue(records, models)
-        ),
-        **{
-            name: (_HERE / "static" / name).read_text(encoding="utf-8")
-            for name in ("report.css", "report.js", "look.js")
-        },
+        _INDEX: first.render(run=run, **catalogue(records, models, causes)),
+        **{name: (_HERE / "static" / name).read_text(encoding="utf-8") for name in _STATIC},
     }
     template = environment.get_template("model.html.j2")
     for before, model, after in zip([None, *models], models, [*models[1:], None], strict=False):
@@ -79,7 +82,7 @@ def render(records: Records, folder: Path) -> dict[str, str]:
             {
                 "port": port,
                 "figures": figures(port.anchor, port.verdicts),
-                "explained": explained(folder, model.id, port.subject),
+                "explained": found[port.model, port.subject],
                 "look": look(folder, port.verdicts),
             }
             for port in model.ports
@@ -106,7 +109,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    for name in ("sci", "share", "value", "percent", "count", "size", "duration", "badge"):
+    for name in ("sci", "value", "percent", "count", "size", "duration", "badge"):
         environment.filters[name] = getattr(words, name)
     environment.globals.update(JUDGEMENTS=words.JUDGEMENTS, BOTH=BOTH)
     return environment
@@ -132,135 +135,3 @@ def _run(records: Records) -> dict[str, Any]:
         "footer": records.footer,
         "incomplete": state(records),
     }
-
-
-def _catalogue(records: Records, models: Sequence[Model]) -> dict[str, Any]:
-    """The first page: what it says before the tables, and the tables."""
-    ports = [port for model in models for port in model.ports]
-    shown = [(m, p) for m in models for p in m.ports if not p.excused]
-    verdicts = [v for port in ports for v in port.verdicts.values()]
-    outcomes = Counter(v.outcome for v in verdicts)
-    wrong = [(m, p, [v for v in p.verdicts.values() if is_bad(v)]) for m, p in shown]
-    facts = {m.id: m.facts for m in models}
-    found = judged(records)
-    header, listed = rows(found)
-    return {
-        "headline": _headline(records, wrong),
-        "counts": counts(outcomes),
-        "tiles": _tiles(ports),
-        "legend": [
-            (words.badge(o), words.MEANINGS[o]) for o in OUTCOMES if o in outcomes
-        ],
-        "outcomes": [(words.badge(o), n) for o in OUTCOMES if (n := outcomes.get(o, 0))],
-        "wrong": [each for each in wrong if each[2]],
-        "rows": shown,
-        "checks": checks_of(models) or list(CHECKS),
-        "facts": facts,
-        "columns": {k: any(k in f for f in facts.values()) for k in ("parameters", "tier")},
-        "options": _options(models, shown),
-        "left_out": left_out(verdicts),
-        "excused": _excused(models),
-        "stale": [describe_stale(one) for one in records.stale],
-        "known": _known(shown),
-        "excuses": _excuses(shown),
-        "contradictions": [(m, line) for m in models for line in m.contradictions],
-        "names_header": header,
-        "names": listed,
-        "not_judged": not_judged(found),
-        "name_models": {n.name.hub: n.name.model for n in found},
-        "pages": {m.id: m.page for m in models},
-    }
-
-
-def _headline(records: Records, wrong: Sequence[tuple[Model, Port, list[Verdict]]]) -> dict[str, str]:
-    """Does it conform: a sign, a sentence, and a class for its colour."""
-    bad = [p for _, p, verdicts in wrong if verdicts]
-    harness = all(v.outcome == "error" for _, _, verdicts in wrong for v in verdicts)
-    judged = len(wrong)
-    known = sum(p.standing.state == "known defect" for _, p, _ in wrong)
-    if bad and harness:
-        return {"cls": "bad", "sign": "?", "text": f"{_ports(len(bad))} could not be judged"}
-    if bad:
-        return {
-            "cls": "bad",
-            "sign": "✗",
-            "text": f"{_ports(len(bad))} of {judged} {'does' if len(bad) == 1 else 'do'} not conform",
-        }
-    if not judged:
-        return {"cls": "na", "sign": "–", "text": "Nothing was judged"}
-    if state(records):
-        text = f"No verdict of the {_ports(judged)} judged so far is wrong"
-        return {"cls": "na", "sign": "…", "text": text}
-    if records.stale:
-        text = "Every port that was judged conforms, but the ledger of known defects is stale"
-        return {"cls": "known", "sign": "◆", "text": text}
-    if known:
-        text = f"Every port that was judged conforms, known defects of {known} of {judged} aside"
-        return {"cls": "ok", "sign": "✓", "text": text}
-    return {"cls": "ok", "sign": "✓", "text": "Every port that was judged conforms"}
-
-
-def _ports(count: int) -> str:
-    return f"{count} port{'' if count == 1 else 's'}"
-
-
-def _tiles(ports: Sequence[Port]) -> list[dict[str, Any]]:
-    """How many ports have which standing, the worst first."""
-    states = Counter(p.standing.state for p in ports if not p.excused)
-    return [
-        {**words.standing_badge(name), "count": states[name]}
-        for name in sorted(states, key=words.rank)
-    ]
-
-
-def _options(
-    models: Sequence[Model], shown: Sequence[tuple[Model, Port]]
-) -> dict[str, list[str]]:
-    """What each filter offers: only what there is."""
-    return {
-        "kind": sorted({m.facts["kind"] for m in models if "kind" in m.facts}),
-        "family": sorted({m.family for m, _ in shown}, key=str.lower),
-        "tier": sorted({str(m.facts["tier"]) for m in models if "tier" in m.facts}),
-        "subject": sorted({p.subject for _, p in shown}),
-        "evidence": sorted({m.any.evidence for m, _ in shown}),
-        "state": sorted({p.standing.state for _, p in shown}, key=words.rank),
-        "word": [words.WORDS[o] for o in OUTCOMES if _any(shown, o)],
-    }
-
-
-def _any(shown: Sequence[tuple[Model, Port]], outcome: str) -> bool:
-    return any(v.outcome == outcome for _, p in shown for v in p.verdicts.values())
-
-
-def _known(shown: Sequence[tuple[Model, Port]]) -> list[dict[str, Any]]:
-    """Known defects: reason -> the ports that show it, and in which checks."""
-    found: dict[str, dict[tuple[str, str], list[str]]] = {}
-    pages = {m.id: m.page for m, _ in shown}
-    for _, port in shown:
-        for check in port.outcomes("xfailed"):
-            reason = (port.verdicts[check].reason or "no reason given").splitlines()[0]
-            places = found.setdefault(reason.removeprefix("expected: "), {})
-            places.setdefault((port.model, port.subject), []).append(check)
-    return [
-        {
-            "reason": reason,
-            "ports": [(pages[model], model, subject, c) for (model, subject), c in places.items()],
-        }
-        for reason, places in sorted(found.items(), key=lambda item: -len(item[1]))
-    ]
-
-
-def _excused(models: Sequence[Model]) -> dict[str, list[Port]]:
-    """Reason -> the ports to which nothing applies; not of subjects that apply to no model."""
-    judged = {p.subject for m in models for p in m.ports if not p.excused}
-    found: dict[str, list[Port]] = {}
-    for port in (p for m in models for p in m.ports if p.excused and p.subject in judged):
-        reason = (port.any.reason or "no reason given").splitlines()[0]
-        found.setdefault(reason, []).append(port)
-    return found
-
-
-def _excuses(shown: Sequence[tuple[Model, Port]]) -> list[tuple[str, str, str, int]]:
-    """check, what of it does not apply, why, to how many ports."""
-    found = Counter(each for _, port in shown for each in port.excuses)
-    return [(*each, number) for each, number in sorted(found.items())]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from conformance.recorder import file_name
 from conformance.report.html import figures, words
-from conformance.report.terminal import ordered, run_command
+from conformance.report.terminal import WORDS, ordered, run_command
 from conformance.standing import Standing, in_order, standing
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Port:
         """What is not a pass, and how much is; for a narrow screen."""
         by_word: dict[str, list[str]] = {}
         for check, verdict in self.verdicts.items():
-            by_word.setdefault(words.WORDS[verdict.outcome], []).append(check)
+            by_word.setdefault(WORDS[verdict.outcome], []).append(check)
         passed = by_word.pop("pass", [])
         parts = [f"{word}: {', '.join(checks)}" for word, checks in by_word.items()]
         return "; ".join([*parts, *([f"{len(passed)} pass"] if passed else [])])
@@ -94,6 +94,16 @@ class Port:
     def bad(self) -> list[Verdict]:
         """Verdicts that are explained at length."""
         return [v for v in self.verdicts.values() if v.outcome in _LISTED]
+
+    @property
+    def explained_together(self) -> list[list[Verdict]]:
+        """The same, those that died of one thing together."""
+        groups: dict[tuple[str, ...], list[Verdict]] = {}
+        for v in self.bad:
+            # A reason of several lines, without comparisons, is the end of a process.
+            shared = not v.worst and "\n" in (v.reason or "")
+            groups.setdefault((v.outcome, v.reason or "" if shared else v.check), []).append(v)
+        return list(groups.values())
 
     @property
     def commands(self) -> dict[str, str]:
@@ -111,7 +121,10 @@ class Port:
 
     @property
     def cost(self) -> Mapping[str, Any] | None:
-        return next((v.metrics["cost"] for v in self.verdicts.values() if "cost" in v.metrics), None)
+        """Time and memory of the two processes."""
+        return next(
+            (v.metrics["cost"] for v in self.verdicts.values() if "cost" in v.metrics), None
+        )
 
     @property
     def excuses(self) -> list[tuple[str, str, str]]:
@@ -193,5 +206,3 @@ def _in_order(verdicts: Iterable[Verdict]) -> dict[str, Verdict]:
 def checks_of(models: Iterable[Model]) -> list[str]:
     """Every check of the run, in the order of reports."""
     return in_order(check for m in models for port in m.ports for check in port.verdicts)
-
-

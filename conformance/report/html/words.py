@@ -11,6 +11,10 @@ from conformance.standing import CONFORMS, KNOWN_DEFECT, NOT_APPLICABLE, STATES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: What stands where there is nothing: a dash.
+NOTHING = "\u2013"
+#: Sizes that read best without an exponent.
+_PLAIN = (0.001, 1000)
 #: A sign for each outcome, no two alike.
 SIGNS: Mapping[str, str] = {
     "passed": "✓",
@@ -20,7 +24,7 @@ SIGNS: Mapping[str, str] = {
     "timeout": "∞",
     "oom": "▲",
     "skipped": "○",
-    "not_applicable": "–",
+    "not_applicable": NOTHING,
     "xfailed": "◇",
     "xpassed": "◆",
 }
@@ -70,7 +74,7 @@ def standing_badge(state: str) -> dict[str, str]:
     if state == KNOWN_DEFECT:
         return {"sign": "◇", "word": state, "cls": "known"}
     if state in (NOT_APPLICABLE, "skipped", "not run"):
-        return {"sign": "–", "word": state, "cls": "na"}
+        return {"sign": NOTHING, "word": state, "cls": "na"}
     return {"sign": "?" if state == "not judged" else "✗", "word": state, "cls": "bad"}
 
 
@@ -88,32 +92,22 @@ def number(value: Any) -> float:
 
 
 def sci(value: Any, digits: int = 2) -> str:
-    """``1.2e-15``; ``0`` for zero; ``NaN`` and ``∞`` as such; a dash for nothing."""
+    """``1.2e-15``, ``0.25``; ``NaN`` and ``∞`` as such; a dash for nothing."""
     if value is None:
-        return "–"
+        return NOTHING
     x = number(value)
     if math.isnan(x):
         return "NaN"
     if math.isinf(x):
         return "∞" if x > 0 else "-∞"
-    if x == 0:
-        return "0"
-    return f"{x:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e+").replace("e+", "e")
-
-
-def share(value: Any) -> str:
-    """A measurement as a part of what is allowed: ``0.03``, ``12``, ``3.1e6``."""
-    if value is None:
-        return "–"
-    x = number(value)
-    if not math.isfinite(x) or x == 0 or not 0.001 <= x < 1000:
-        return sci(value)
-    return f"{x:.2g}" if x < 10 else f"{x:.0f}"
+    if x == 0 or _PLAIN[0] <= abs(x) < _PLAIN[1]:
+        return f"{x:.{digits}g}"
+    return f"{x:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 
 
 def value(x: Any) -> str:
     """An entry of a tensor."""
-    return "–" if x is None else f"{number(x):.6g}"
+    return NOTHING if x is None else f"{number(x):.6g}"
 
 
 def percent(x: Any) -> str:
