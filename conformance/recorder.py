@@ -80,23 +80,7 @@ class Recorder:
             return
         self._seen.add(key)
         self.outcomes[verdict.outcome] += 1
-        write(self._with_sample_beside(verdict), self._stream)
-
-    def _with_sample_beside(self, verdict: Verdict) -> Verdict:
-        """A verdict whose sample of activations is a file of its own, and named."""
-        sample = verdict.metrics.get("sample")
-        if sample is None:
-            return verdict
-        whose = {"model": verdict.model, "subject": verdict.subject}
-        text = json.dumps({**whose, **sample}, ensure_ascii=True, allow_nan=False) + "\n"
-        name = f"{SAMPLES}/{file_name(f'{verdict.model}--{verdict.subject}')}.json"
-        path = self.path.parent / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        return replace(
-            verdict, metrics={**verdict.metrics, "sample": {"file": name, "sha256": digest}}
-        )
+        write(keep_sample(verdict, self.path.parent), self._stream)
 
     def finish(self, exit_code: int, stale: Sequence[Stale] = ()) -> None:
         """Append the footer; ``stale`` is what the run found stale in the ledger."""
@@ -110,6 +94,32 @@ class Recorder:
         )
         write(footer, self._stream)
         self._stream.close()
+
+
+def keep_sample(verdict: Verdict, folder: Path) -> Verdict:
+    """Write a verdict's sample of activations, if it has one, to a file of its own.
+
+    Returns:
+        The verdict, naming the file instead.
+
+    Raises:
+        RecordsError: the file cannot be written.
+    """
+    sample = verdict.metrics.get("sample")
+    if sample is None:
+        return verdict
+    whose = {"model": verdict.model, "subject": verdict.subject}
+    text = json.dumps({**whose, **sample}, allow_nan=False) + "\n"
+    name = f"{SAMPLES}/{file_name(f'{verdict.model}--{verdict.subject}')}.json"
+    path = folder / name
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RecordsError(f"{path}: {error.strerror}", "make room, or choose --out") from error
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    metrics = {**verdict.metrics, "sample": {"file": name, "sha256": digest}}
+    return replace(verdict, metrics=metrics)
 
 
 def versions() -> dict[str, str]:

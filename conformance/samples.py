@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 #: Prompts to sample, the first that a model has: real text reads best.
 PROMPTS = ("text", "sixteen")
 #: What is sampled, at most: 4 kinds of site with neurons and one with heads in each layer, two
-#: more sites, a number taking 2 bytes on each side in base 64, come to some 18 kB.
-POSITIONS, LAYERS, NEURONS, HEADS, GUESSES = 12, 3, 12, 3, 5
+#: more sites, a number taking 2 bytes on each side in base 64, come to some 16 kB.
+POSITIONS, LAYERS, NEURONS, HEADS, GUESSES = 12, 3, 8, 3, 5
 #: Bytes of a sample as JSON, at most.
-LARGEST = 24_000
+LARGEST = 20_000
 
 #: What stands for a logit that is none; JSON has no NaN.
 _NO_NUMBER = -1e30

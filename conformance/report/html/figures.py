@@ -40,7 +40,7 @@ class Cell:
     Attributes:
         text: as it reads.
         shade: 0 to 5; 5 is beyond what is allowed, and marked with a sign too.
-        title: the whole of it.
+        title: what was allowed, and where it was.
     """
 
     text: str = ""
@@ -114,7 +114,7 @@ def shaded(measured: Any, allowed: Any, site: str = "") -> Cell:
     ok = m <= a
     part = m / a if a > 0 else (0.0 if m == 0 else math.inf)
     shade = 0 if m == 0 else 1 + sum(part > limit for limit in SHADES[:-1])
-    title = f"{sci(measured)} measured, {sci(allowed)} allowed"
+    title = f"{sci(allowed)} allowed"
     return Cell(
         text=sci(measured) if ok else f"✗ {sci(measured)}",
         shade=shade if ok else 5,

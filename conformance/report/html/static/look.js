@@ -43,6 +43,7 @@
   }
 
   function Look(place, sample, name) {
+    var port = name.replace(/--sample$/, "");
     var word = function (id) { return visible(sample.words[id] !== undefined ? sample.words[id] : String(id)); };
     var tokens = sample.ids.map(word);
     var controls = make("div", null, { "class": "controls" });
@@ -98,7 +99,7 @@
     }
 
     function table(caption, header, rows) {
-      var scroll = make("div", null, { "class": "scroll", role: "region", tabindex: "0", "aria-label": caption });
+      var scroll = make("div", null, { "class": "scroll", role: "region", tabindex: "0", "aria-label": port + ": " + caption });
       var t = make("table", null, { "class": "figures" });
       t.appendChild(make("caption", caption));
       var head = t.createTHead().insertRow();

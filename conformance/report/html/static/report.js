@@ -123,6 +123,7 @@
   });
 
   form.addEventListener("input", filter);
+  form.addEventListener("change", filter);
   form.addEventListener("submit", function (event) { event.preventDefault(); });
   form.addEventListener("reset", function () { setTimeout(filter, 0); });
   document.getElementById("clear").addEventListener("click", function () { form.reset(); fields.q.focus(); });
