@@ -109,15 +109,17 @@ def keep_sample(verdict: Verdict, folder: Path) -> Verdict:
     if sample is None:
         return verdict
     whose = {"model": verdict.model, "subject": verdict.subject}
-    text = json.dumps({**whose, **sample}, allow_nan=False) + "\n"
+    line = json.dumps({**whose, **sample}, ensure_ascii=False, allow_nan=False) + "\n"
+    # A lone surrogate, as in half a character, becomes the JSON escape it needs.
+    text = line.encode("utf-8", "backslashreplace")
     name = f"{SAMPLES}/{file_name(f'{verdict.model}--{verdict.subject}')}.json"
     path = folder / name
     try:
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(text)
     except OSError as error:
         raise RecordsError(f"{path}: {error.strerror}", "make room, or choose --out") from error
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256(text).hexdigest()
     metrics = {**verdict.metrics, "sample": {"file": name, "sha256": digest}}
     return replace(verdict, metrics=metrics)
 

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 PROMPTS = ("text", "sixteen")
 #: What is sampled, at most: 4 kinds of site with neurons and one with heads in each layer, two
 #: more sites, a number taking 2 bytes on each side in base 64, come to some 16 kB.
-POSITIONS, LAYERS, NEURONS, HEADS, GUESSES = 12, 3, 8, 3, 5
+POSITIONS, LAYERS, NEURONS, HEADS, GUESSES = 12, 3, 8, 3, 3
+#: Characters of a token that are shown.
+_LETTERS = 12
 #: Bytes of a sample as JSON, at most.
-LARGEST = 20_000
+LARGEST = 24_000
 
 #: What stands for a logit that is none; JSON has no NaN.
 _NO_NUMBER = -1e30
@@ -89,7 +91,11 @@ class Sample:
     def see_logits(self, truth: torch.Tensor, value: torch.Tensor) -> None:
         """The likeliest next tokens of both sides, from logits [batch, pos, d_vocab]."""
         for name, logits in (("reference", truth), ("subject", value)):
-            best = logits[0, :POSITIONS].double().nan_to_num(nan=_NO_NUMBER, neginf=_NO_NUMBER)
+            best = (
+                logits[0, :POSITIONS]
+                .double()
+                .nan_to_num(nan=_NO_NUMBER, neginf=_NO_NUMBER, posinf=-_NO_NUMBER)
+            )
             values, ids = best.topk(min(GUESSES, best.shape[-1]), dim=-1)
             self.guesses[name] = {
                 "ids": ids.tolist(),
@@ -109,7 +115,7 @@ class Sample:
                 *ids,
                 *(i for side in self.guesses.values() for row in side["ids"] for i in row),
             }
-            words = {str(i): word(i)[:24] for i in sorted(seen)}
+            words = {str(i): word(i)[:_LETTERS] for i in sorted(seen)}
         return {
             "prompt": self.prompt,
             "length": self.tokens.shape[1],

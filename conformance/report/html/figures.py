@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from conformance.records import Verdict
 
-#: Measured over allowed, up to which a cell has each shade.
-SHADES = (0.01, 0.1, 0.5, 1.0)
+#: Per cent of what is allowed, up to which a cell has each shade but the darkest.
+SHADES = (1, 10, 50)
 _STREAM = ("resid_post", "attn_out", "mixer_out", "mlp_out")
 _PARTS = ("embed", "ln1", "attn", "mixer", "ln2", "mlp", "block", "ln_final", "unembed")
 _PART_NAMES = {
@@ -113,7 +113,7 @@ def shaded(measured: Any, allowed: Any, site: str = "") -> Cell:
     m, a = number(measured), number(allowed)
     ok = m <= a
     part = m / a if a > 0 else (0.0 if m == 0 else math.inf)
-    shade = 0 if m == 0 else 1 + sum(part > limit for limit in SHADES[:-1])
+    shade = 0 if m == 0 else 1 + sum(100 * part > limit for limit in SHADES)
     title = f"{sci(allowed)} allowed"
     return Cell(
         text=sci(measured) if ok else f"✗ {sci(measured)}",

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 #: What stands where there is nothing: a dash.
 NOTHING = "\u2013"
-#: Sizes that read best without an exponent.
-_PLAIN = (0.001, 1000)
+#: Powers of ten that read best without an exponent.
+_PLAIN = range(-3, 3)
 #: A sign for each outcome, no two alike.
 SIGNS: Mapping[str, str] = {
     "passed": "✓",
@@ -100,7 +100,7 @@ def sci(value: Any, digits: int = 2) -> str:
         return "NaN"
     if math.isinf(x):
         return "∞" if x > 0 else "-∞"
-    if x == 0 or _PLAIN[0] <= abs(x) < _PLAIN[1]:
+    if x == 0 or math.floor(math.log10(abs(x))) in _PLAIN:
         return f"{x:.{digits}g}"
     return f"{x:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 
