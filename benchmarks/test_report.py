@@ -1,7 +1,8 @@
 """How long the pages of the whole catalogue take to write, and the first one to open.
 
 136 architectures, all checks, two subjects: ``make bench`` prints both. The browser's own clock
-tells when the page was loaded and its script had run; it is to stay under two seconds.
+tells when the page was loaded and its script had run, and how much processor time that took (what
+matters where a machine has other work); it is to stay under two seconds.
 """
 
 from __future__ import annotations
@@ -37,10 +38,13 @@ def test_opening_the_catalogue(
     first = write(write_run(catalogue(), tmp_path_factory.mktemp("run")))
     with chromium(tmp_path_factory.mktemp("profile")) as browser:
         viewer = Viewer(browser, tmp_path_factory.mktemp("artifacts"))
+        browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
         benchmark.pedantic(viewer.open, (first,), rounds=5)
         times = viewer.run("return performance.getEntriesByType('navigation')[0].toJSON()")
+        spent = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+        work = next(one["value"] for one in spent if one["name"] == "TaskDuration")
         assert len(viewer.texts("#matrix tbody tr")) == 272
     print(
-        f"\nfiltered and sorted from {times['domContentLoadedEventEnd']:.0f} ms on, "
-        f"loaded after {times['loadEventEnd']:.0f} ms"
+        f"\nits script had run after {times['domContentLoadedEventEnd']:.0f} ms, "
+        f"loaded after {times['loadEventEnd']:.0f} ms, {1000 * work:.0f} ms of processor time"
     )

@@ -10,6 +10,7 @@ import pytest
 
 from conformance.report.html import charts, words
 from conformance.report.html.charts import Point
+from conformance.report.terminal import WORDS
 
 CSS = (Path(charts.__file__).parent / "static" / "report.css").read_text(encoding="utf-8")
 #: Contrast of text (WCAG 2.2, success criterion 1.4.3) and of signs without text (1.4.11).
@@ -70,6 +71,12 @@ def test_both_schemes_colour_the_same_things() -> None:
     assert set(palette("light")) == set(palette("dark"))
     used = set(re.findall(r"var\(--([\w-]+)\)", CSS))
     assert used == set(palette("light"))
+
+
+def test_cells_have_the_signs_of_their_words() -> None:
+    rules = re.findall(r'td\.c\[data-w="(\w+)"\] a::before \{ content: "(.) " / ""', CSS)
+    other = {WORDS[outcome]: sign for outcome, sign in words.SIGNS.items()}
+    assert {**dict(rules), WORDS["not_applicable"]: words.NOTHING} == other
 
 
 # --- numbers and charts -----------------------------------------------------------------------

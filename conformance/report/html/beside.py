@@ -45,8 +45,9 @@ class Explained:
         causes: one sentence each.
         text: the whole explanation.
         script: the standalone script, or None.
+        versions: of the packages it was made with, which need not be the run's.
         pictures: what they show -> data URI.
-        versions: of the packages it was made with.
+        conforms: whether nothing was found to differ.
     """
 
     what: tuple[str, ...]
@@ -54,6 +55,7 @@ class Explained:
     causes: tuple[str, ...]
     text: str
     script: str | None
+    versions: str
     pictures: Mapping[str, str] = field(default_factory=dict)
     conforms: bool = False
 
@@ -88,6 +90,7 @@ def explained(folder: Path, model: str, subject: str) -> Explained | None:
         causes=tuple(filter(None, (e.diagnosed, *causes))),
         text=page(e),
         script=script.read_text(encoding="utf-8") if script.is_file() else None,
+        versions=", ".join(f"{name} {version}" for name, version in e.versions.items()),
         pictures={
             said: _data_uri(found / name)
             for name, said in _PICTURES.items()

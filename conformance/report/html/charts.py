@@ -78,7 +78,7 @@ def by_layer(points: Sequence[Point], name: str, title: str, what: str) -> Marku
     """
     sizes = [x for p in points for x in (p.measured, p.allowed) if math.isfinite(x) and x > 0]
     low = math.floor(math.log10(min(sizes, default=1.0))) - 1
-    high = math.ceil(math.log10(max(sizes, default=1.0)))
+    high = math.floor(math.log10(max(sizes, default=1.0))) + 1
     frame = _Frame(low, high, any(p.measured == 0 for p in points))
     span = max(1, points[-1].layer - points[0].layer)
     room = _WIDTH - _LEFT - _RIGHT - 24
