@@ -23,7 +23,7 @@ help:
 	@echo "make bench            time the harness against a bare script"
 
 conformance: $(TL4)/.installed
-	$(TL4)/bin/conformance run -n $(WORKERS) --out $(OUT)
+	$(TL4)/bin/conformance run -n $(WORKERS) --out $(OUT) --explain
 
 test: $(TL4)/.installed
 	$(TL4)/bin/pytest -n $(WORKERS)
@@ -32,7 +32,7 @@ coverage: $(TL4)/.installed
 	$(TL4)/bin/conformance coverage
 
 conformance-tl3: $(TL3)/.installed
-	$(TL3)/bin/conformance run -n $(WORKERS) --out $(OUT)-tl3
+	$(TL3)/bin/conformance run -n $(WORKERS) --out $(OUT)-tl3 --explain
 
 test-tl3: $(TL3)/.installed
 	$(TL3)/bin/pytest -n $(WORKERS)

@@ -98,8 +98,14 @@ def run(
     junitxml: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a JUnit report.")
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Explain the first ports that fail, for the report: where and why."
+        ),
+    ] = False,
 ) -> None:
-    """Check models: the pytest suite, with progress and a table at the end."""
+    """Check models: the pytest suite, with progress, a table at the end, and a report to open."""
     if workers is not None and workers not in ("auto", "logical") and not workers.isdigit():
         raise typer.BadParameter(f"{workers!r} is neither a number nor auto", param_hint="-n")
     selection = [
@@ -118,20 +124,24 @@ def run(
         *(["--timeout", str(timeout)] if timeout else []),
         *([f"--junitxml={junitxml.absolute()}"] if junitxml else []),
     ]
-    status = _run_suite(args)
+    status = _run_suite(args, models if explain else None)
     if status == _INTERRUPTED or not 0 <= status <= _HARNESS:
         typer.echo("interrupted" if status == _INTERRUPTED else f"pytest ended with {status}")
     raise typer.Exit(status)
 
 
-def _run_suite(args: Sequence[str]) -> int:
-    """Run the suite in this process and print what came of it."""
+def _run_suite(args: Sequence[str], explained_from: Path | None = None) -> int:
+    """Run the suite in this process and print what came of it.
+
+    Args:
+        explained_from: the ``models.toml`` of ports to explain where they fail; None for none.
+    """
     import pytest
     from rich.console import Console
 
     from conformance.progress import Progress
     from conformance.recorder import FILE_NAME
-    from conformance.report import REPORT
+    from conformance.report import PAGES
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
     progress = Progress(console)
@@ -142,8 +152,10 @@ def _run_suite(args: Sequence[str]) -> int:
     if progress.began:
         records = read_run(out)
         _print(console, records, explained=_EXPLAINED)
+        if explained_from is not None and not progress.interrupted:
+            _explain_failing(console, explained_from, records, out)
         console.print(f"records: {out / FILE_NAME}", markup=False, soft_wrap=True)
-        console.print(f"report: {out / REPORT}", markup=False, soft_wrap=True)
+        console.print(f"report: {out / PAGES}", markup=False, soft_wrap=True)
     elif progress.stopped_by:
         typer.echo(f"Exit: {progress.stopped_by}", err=True)
     elif status not in (0, _USAGE):
@@ -155,6 +167,21 @@ def _run_suite(args: Sequence[str]) -> int:
     if status == pytest.ExitCode.INTERNAL_ERROR and progress.internal_error:
         typer.echo(hidden.getvalue(), err=True)
     return status
+
+
+def _explain_failing(console: Console, models: Path, records: Records, out: Path) -> None:
+    """Explain the first ports that fail, and write the report again, which shows it."""
+    from conformance.checkpoints import cache_dir
+    from conformance.explain.failing import explain_failing
+    from conformance.recorder import FILE_NAME
+    from conformance.report.html.pages import write
+    from conformance.spec import load_spec
+
+    told = explain_failing(load_spec(models), records, out, cache_dir())
+    for port, said in told.items():
+        console.print(f"{port}: {said}", markup=False, soft_wrap=True)
+    if told:
+        write(out / FILE_NAME)
 
 
 def _pytest_args() -> list[str]:

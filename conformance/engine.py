@@ -24,7 +24,8 @@ from conformance.errors import ImplementationError, NotApplicable
 from conformance.experiments import code_hashes
 from conformance.flags import refused
 from conformance.own_error import UPCAST
-from conformance.reference import Reference, code_hash, directory, ensure
+from conformance.profiles import facts
+from conformance.reference import Reference, code_hash, directory, ensure, load_tokenizer
 from conformance.variants import ISOLATION_PROMPTS, teacher
 from conformance.verdicts import conclude
 
@@ -130,11 +131,14 @@ def _judge(
     reference = Reference(trace, checkpoint.path, model.architecture, model.dtype)
     available = registry()
     running = Running([available[name]() for name in job.checks])
+    running.checks[0].metrics["facts"] = facts(reference)
+    tokenizer = load_tokenizer(checkpoint)
+    word = None if tokenizer is None else functools.partial(_word, tokenizer)
 
     dtypes = ["float64"] if job.model.dtype == "float64" else ["float64", job.model.dtype]
     for dtype in dtypes:
         subject = load(job, checkpoint, reference, DTYPES[dtype], progress)
-        context = Context(reference, subject)
+        context = Context(reference, subject, word=word)
         passes = list(plan(context, dtype))
         if dtype == "float64":
             read_weights(running, context)
@@ -159,6 +163,10 @@ def _judge(
         )
         verdict = replace(verdict, commit=checkpoint.commit)
         emit({"event": "verdict", "record": asdict(verdict)})
+
+
+def _word(tokenizer: Any, token: int) -> str:
+    return str(tokenizer.decode([token]))
 
 
 def load(

@@ -561,9 +561,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     session.exitstatus = _exit_status(session, int(exitstatus), run)
     if run.recorder is not None:
         run.recorder.finish(int(session.exitstatus), run.stale)
+        from conformance.report.html.pages import write
         from conformance.report.markdown import write_page
 
         write_page(run.recorder.path)
+        write(run.recorder.path)
 
 
 def _stale(run: _Run) -> tuple[Stale, ...]:
@@ -616,7 +618,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     run = config.stash.get(_RUN, None)
     if run is None or config.getoption("collectonly"):
         return
-    from conformance.report import REPORT
+    from conformance.report import PAGES
     from conformance.report.stale import stale_lines
     from conformance.report.terminal import counts
 
@@ -626,7 +628,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     terminalreporter.line(counts(run.recorder.outcomes))
     terminalreporter.line(f"records: {run.recorder.path}")
-    terminalreporter.line(f"report: {run.recorder.path.with_name(REPORT)}")
+    terminalreporter.line(f"report: {run.recorder.path.parent / PAGES}")
     for line in stale_lines(run.stale):
         terminalreporter.line(line)
     lost = run.selected - run.recorder.outcomes.total()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import re
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, TextIO
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from conformance.spec import Spec
 
 FILE_NAME = "records.jsonl"
+#: The folder beside it, with a sample of each port's activations.
+SAMPLES = "samples"
 _PACKAGES = ("torch", "transformers", "transformer-lens", "numpy", "safetensors", "pytest")
 
 
@@ -78,7 +83,7 @@ class Recorder:
             return
         self._seen.add(key)
         self.outcomes[verdict.outcome] += 1
-        write(verdict, self._stream)
+        write(keep_sample(verdict, self.path.parent), self._stream)
 
     def finish(self, exit_code: int, stale: Sequence[Stale] = ()) -> None:
         """Append the footer; ``stale`` is what the run found stale in the ledger."""
@@ -92,6 +97,34 @@ class Recorder:
         )
         write(footer, self._stream)
         self._stream.close()
+
+
+def keep_sample(verdict: Verdict, folder: Path) -> Verdict:
+    """Write a verdict's sample of activations, if it has one, to a file of its own.
+
+    Returns:
+        The verdict, naming the file instead.
+
+    Raises:
+        RecordsError: the file cannot be written.
+    """
+    sample = verdict.metrics.get("sample")
+    if sample is None:
+        return verdict
+    whose = {"model": verdict.model, "subject": verdict.subject}
+    line = json.dumps({**whose, **sample}, ensure_ascii=False, allow_nan=False) + "\n"
+    # A lone surrogate, as in half a character, becomes the JSON escape it needs.
+    text = line.encode("utf-8", "backslashreplace")
+    name = f"{SAMPLES}/{file_name(f'{verdict.model}--{verdict.subject}')}.json"
+    path = folder / name
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text)
+    except OSError as error:
+        raise RecordsError(f"{path}: {error.strerror}", "make room, or choose --out") from error
+    digest = hashlib.sha256(text).hexdigest()
+    metrics = {**verdict.metrics, "sample": {"file": name, "sha256": digest}}
+    return replace(verdict, metrics=metrics)
 
 
 def versions() -> dict[str, str]:
@@ -118,6 +151,12 @@ def header(spec: Spec, command: Sequence[str], dtype: str | None = None) -> Head
         command=tuple(command),
         dtype=dtype,
     )
+
+
+def file_name(text: str) -> str:
+    """A name for a file of any system; another one for another text."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", text)
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def now() -> str:

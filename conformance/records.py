@@ -2,7 +2,8 @@
 
 A file without a footer was cut short (:class:`TruncatedRecords`); what it holds is still good.
 Schema 2 added the lines of kind ``name`` after the header, and ``commit`` to verdicts; schema 3
-``dtype`` to both. Files of schemas 1 and 2 are read as well.
+``dtype`` to both, and what a page shows of a port (``docs/report.md``) to the metrics. Files of
+schemas 1 and 2 are read as well.
 Records are frozen and hold plain numbers and text only: no tensor, no exception.
 """
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA_VERSION = 3
+#: Bins to a factor of ten in the histograms of ``metrics["differences"]``.
+PER_DECADE = 2
 #: Schemas that :func:`read` understands.
 READABLE: frozenset[int] = frozenset({1, 2, 3})
 

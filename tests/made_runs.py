@@ -64,7 +64,7 @@ def run(
 
 def write(records: Records, path: Path) -> Path:
     """A records file."""
-    lines: list[Record] = [records.header, *records.verdicts]
+    lines: list[Record] = [records.header, *records.names, *records.verdicts]
     lines += [records.footer] if records.footer else []
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(to_json(line) + "\n" for line in lines), encoding="utf-8")

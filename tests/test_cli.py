@@ -59,7 +59,7 @@ def test_a_run_shows_progress_a_table_and_the_records(tmp_path: Path) -> None:
     assert "6 verdicts: 3 passed, 2 failed, 1 crashed" in lines
     assert lines[-2:] == [
         "records: conformance-out/records.jsonl",
-        "report: conformance-out/report.md",
+        "report: conformance-out/report/index.html",
     ]
     assert "\x1b" not in done.output
     # Nothing but the records: no cache, no byproducts of plugins.

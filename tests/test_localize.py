@@ -247,7 +247,7 @@ def test_a_shift_by_one_position_is_seen() -> None:
 
 
 def test_not_a_number_is_everywhere_wrong() -> None:
-    from conformance.explain.whereabouts import relative
+    from conformance.profiles import relative
 
     truth = torch.ones(1, 2, 3)
     value = truth.clone()

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from conformance.checks.base import Check, Context, Pass, PassMode, judge, structure
+from conformance.profiles import BY_HEAD, STREAM, ByHead, ByLayer, Histograms, relative
+from conformance.samples import PROMPTS, Sample
+from conformance.sites import parse
+from conformance.verdicts import first_divergence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,20 +31,54 @@ class Activations(Check):
     def __init__(self) -> None:
         super().__init__()
         self._seen: dict[str, int] = {}
+        self._by_layer, self._by_head, self._sizes = ByLayer(), ByHead(), Histograms()
+        self._sample: Sample | None = None
 
     def site(
         self, context: Context, run: Pass, name: str, value: torch.Tensor
     ) -> Iterable[Comparison]:
         self._seen[name] = self._seen.get(name, 0) + 1
         comparison = judge(context, run, name, value)
-        if name.endswith("resid_post") and run.prompt.name == "long":
-            layers = self.metrics.setdefault("resid_post_error", {}).setdefault(run.dtype, [])
-            layers.append([comparison.measured, comparison.allowed])
         yield comparison
+        if context.recall is None and comparison.judgement != "structure":
+            self._show(context, run, name, value, comparison)
+
+    def _show(
+        self, context: Context, run: Pass, name: str, value: torch.Tensor, comparison: Comparison
+    ) -> None:
+        """Keep what a report shows of a site besides its verdict."""
+        reference, prompt, kind = context.reference, run.prompt, parse(name).kind
+        if kind in STREAM:
+            self._by_layer.see(run.dtype, kind, comparison)
+        truth = reference.truth(prompt.name, name)
+        if prompt.name == reference.prompts[0].name:
+            differences = relative(name, truth, value, prompt.valid)
+            self._sizes.see(run.dtype, name, differences)
+            if run.exact and kind in BY_HEAD:
+                self._by_head.see(name, differences, comparison.allowed)
+        if not run.exact or prompt.name != _sampled(context):
+            return
+        if self._sample is None:
+            layers = context.subject.dims.n_layers
+            self._sample = Sample(prompt.name, prompt.tokens, layers, self._failing_layer())
+        if self._sample.wants(name):
+            self._sample.see(name, truth, value)
+
+    def _failing_layer(self) -> int | None:
+        site = first_divergence([c for c in self.comparisons if not c.ok])
+        return None if site is None else parse(site).layer
 
     def finish(
         self, context: Context, run: Pass, logits: torch.Tensor, loss: torch.Tensor | None
     ) -> Iterable[Comparison]:
+        if self._sample is not None and run.exact and run.prompt.name == self._sample.prompt:
+            truth = context.reference.logits(run.prompt.name, run.dtype)
+            if truth.shape == logits.shape:
+                self._sample.see_logits(truth, logits)
+            self.metrics["sample"] = self._sample.plain(context.word)
+        self.metrics["by_layer"] = self._by_layer.plain()
+        self.metrics["by_head"] = self._by_head.plain()
+        self.metrics["differences"] = self._sizes.plain()
         expected, hidden = context.subject.expected_hooks()
         self.metrics["not_exposed"] = hidden
         self.metrics["absent"] = context.subject.family.absent()
@@ -63,3 +101,9 @@ class Activations(Check):
         for name in self._seen:
             yield structure(name, "fired, but the reference has no such site", str(run))
         self._seen.clear()
+
+
+def _sampled(context: Context) -> str:
+    """The prompt that a sample is of."""
+    names = [prompt.name for prompt in context.reference.prompts]
+    return next((name for name in PROMPTS if name in names), names[0])

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from conformance.checks.base import Check, Context, Pass, PassMode, judge, structure
 from conformance.checks.sharing import SharedJudge
+from conformance.profiles import ByLayer
+from conformance.sites import parse
 from conformance.variants import ISOLATION_PROMPTS
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Components(Check):
         super().__init__()
         self._compared = 0
         self._judge: SharedJudge | None = None
+        self._by_layer = ByLayer()
 
     def wants(self, run: Pass) -> bool:
         return super().wants(run) and run.prompt.name in ISOLATION_PROMPTS
@@ -46,16 +49,27 @@ class Components(Check):
             return
         self._compared += 1
         comparison = judge(context, run, name, value)
-        yield comparison
+        yield self._placed(run, name, comparison)
         if self._judge is None:
             self._judge = SharedJudge(context, run)
         yield from self._judge.see(name, value, comparison.ok)
+
+    def _placed(self, run: Pass, name: str, comparison: Comparison) -> Comparison:
+        """The comparison, remembered under its component. Of a pass that feeds blocks only sums
+        of the residual stream count: what is inside a block is not alone there."""
+        part = parse(name).component
+        if part == "wiring":
+            self._by_layer.see(run.dtype, "block", comparison)
+        elif run.mode == "components" or parse(name).layer is None:
+            self._by_layer.see(run.dtype, part, comparison)
+        return comparison
 
     def finish(
         self, context: Context, run: Pass, logits: torch.Tensor, loss: torch.Tensor | None
     ) -> Iterable[Comparison]:
         if run.mode == "components":  # the unembedding is fed the truth in either mode
-            yield judge(context, run, "logits", logits)
+            yield self._placed(run, "logits", judge(context, run, "logits", logits))
+        self.metrics["by_layer"] = self._by_layer.plain()
         expected, _ = context.subject.expected_hooks()
         due = sum(not name.endswith(_WIRING) for name in expected)
         if self._compared < due:

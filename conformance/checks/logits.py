@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from conformance.checks.base import Check, Context, Pass, PassMode, judge
 from conformance.metrics import logit_metrics
+from conformance.profiles import Histograms, relative
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,13 +27,24 @@ class Logits(Check):
     name: ClassVar[str] = "logits"
     modes: ClassVar[frozenset[PassMode]] = frozenset({"plain", "processed"})
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes = Histograms()
+
     def finish(
         self, context: Context, run: Pass, logits: torch.Tensor, loss: torch.Tensor | None
     ) -> Iterable[Comparison]:
         reference, prompt = context.reference, run.prompt
         comparison = judge(context, run, "logits", logits, centre=run.mode == "processed")
         yield comparison
-        if comparison.judgement == "structure" or run.exact:
+        if comparison.judgement == "structure":
+            return
+        first = reference.prompts[0].name == prompt.name
+        if context.recall is None and run.mode == "plain" and first:
+            truth = reference.truth(prompt.name, "logits")
+            self._sizes.see(run.dtype, "logits", relative("logits", truth, logits, prompt.valid))
+            self.metrics["differences"] = self._sizes.plain()
+        if run.exact:
             return
         stored = reference.logits(prompt.name, run.dtype)
         if run.mode == "processed":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from conformance.errors import ConformanceError
     from conformance.records import Records
 
-USAGE = 2
+USAGE, HARNESS = 2, 3
 
 
 def records_file(where: Path) -> Path:

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from conformance import profiles
 from conformance.bounds import SAME, about
 from conformance.explain import whereabouts
 from conformance.explain.explanations import Location
@@ -316,7 +317,7 @@ class Localizer:
         tokens = self._tokens(spot, prompt) if site == "embed" else ""
         if (spot.sentence or tokens) and like is None:
             words.append(tokens or spot.sentence)
-        again = whereabouts.relative(site, truth, value, self.survey.prompt(prompt).valid).max()
+        again = profiles.relative(site, truth, value, self.survey.prompt(prompt).valid).max()
         loose = site.endswith("attn.scores") and self.survey.exact.scores_up_to_a_constant
         if not hook_only and not loose and not _near(float(again), location.measured):
             words.append("the port does not give the same result twice (dropout?)")

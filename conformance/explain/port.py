@@ -376,7 +376,7 @@ class _Work:
         return bounds.same_function(self.reference.spread(prompt, site))[0]
 
     def _picture_data(self, found: Finding, used: LensModel | None) -> Data:
-        from conformance.explain import whereabouts
+        from conformance import profiles
         from conformance.report.pictures import Data
         from conformance.sites import parse
 
@@ -403,7 +403,7 @@ class _Work:
         for name, value in values.items():
             truth = self.reference.truth(found.prompt, name)
             if truth.shape == value.shape:
-                relative[name] = whereabouts.relative(name, truth, value, valid)
+                relative[name] = profiles.relative(name, truth, value, valid)
         if site not in relative:
             return data
         heat, rows = _heat_map(relative, site, valid)

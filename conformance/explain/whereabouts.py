@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from conformance.bounds import MASKED_BELOW, SAME, UNDERFLOW, ZERO
+from conformance.bounds import MASKED_BELOW, SAME, UNDERFLOW
 from conformance.compare import kept
+from conformance.profiles import relative
 from conformance.sites import parse
 
 if TYPE_CHECKING:
@@ -38,30 +39,6 @@ class Whereabouts:
     rows: tuple[int, ...] | None = None
     sentence: str = ""
     masked: bool = False
-
-
-def relative(
-    site: str, truth: torch.Tensor, value: torch.Tensor, valid: torch.Tensor
-) -> torch.Tensor:
-    """Differences entry by entry, relative to the largest entry of their row, as in
-    :func:`conformance.compare.measure`; 0 at entries that do not count, inf for NaN.
-
-    Returns:
-        float64, of ``truth``'s shape.
-    """
-    import torch
-
-    truth, value = truth.double(), value.double()
-    keep = kept(site, truth, valid)
-    d = torch.where(truth == value, 0.0, (value - truth).abs())
-    size = torch.where(truth.isinf(), 0.0, truth.abs())
-    if keep is not None:
-        d, size = torch.where(keep, d, 0.0), torch.where(keep, size, 0.0)
-    last = 2 if truth.ndim == 4 and not site.endswith("attn.pattern") else 1
-    scale = size.amax(dim=tuple(range(truth.ndim - last, truth.ndim)), keepdim=True)
-    whole = float(size.max())
-    scale = torch.where(scale > ZERO, scale, whole if whole > ZERO else 1.0)
-    return torch.nan_to_num(d / scale, nan=float("inf"), posinf=float("inf"))
 
 
 def find(

@@ -15,34 +15,37 @@ from conformance.records import (
     Footer,
     Header,
     JudgementSummary,
+    Name,
     Verdict,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: The kinds of line.
+_LINES = (Header, Name, Verdict, Footer)
 #: How JSON spells the numbers that it has no literals for.
 NOT_FINITE = ("nan", "inf", "-inf")
 
 
 def records_schema() -> dict[str, Any]:
-    """A schema (draft 2020-12) that every line of a records file obeys: header, verdict or footer.
+    """A schema (draft 2020-12) that every line of a records file obeys, whatever its kind.
 
     That the header comes first, once, and the footer last, no schema of a line can say.
     """
     from pydantic import TypeAdapter
 
     _, made = TypeAdapter.json_schemas(
-        [(kind.__name__, "validation", TypeAdapter(kind)) for kind in (Header, Verdict, Footer)],
+        [(kind.__name__, "validation", TypeAdapter(kind)) for kind in _LINES],
         ref_template="#/$defs/{model}",
     )
     definitions = {name: _with_numbers(made["$defs"][name]) for name in sorted(made["$defs"])}
-    for kind in (Header, Verdict, Footer, Comparison, JudgementSummary):
+    for kind in (*_LINES, Comparison, JudgementSummary):
         definitions[kind.__name__] |= {
             "description": inspect.cleandoc(kind.__doc__ or ""),
             "additionalProperties": False,
         }
-    for name in ("Header", "Verdict", "Footer"):
+    for name in (kind.__name__ for kind in _LINES):
         definitions[name]["required"] = [*definitions[name].get("required", ()), "kind"]
     definitions["Header"]["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
     definitions["Header"]["required"].append("schema_version")
@@ -53,7 +56,7 @@ def records_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"A line of records.jsonl, version {SCHEMA_VERSION}",
-        "oneOf": [{"$ref": f"#/$defs/{name}"} for name in ("Header", "Verdict", "Footer")],
+        "oneOf": [{"$ref": f"#/$defs/{kind.__name__}"} for kind in _LINES],
         "$defs": dict(sorted(definitions.items())),
     }
 
