@@ -161,6 +161,35 @@ def test_a_lost_upcast_is_bisected_over_dtypes(twin_cache: Path) -> None:
     assert "one rounding to bfloat16" in found.diagnosed
 
 
+def test_an_upcast_lost_in_bfloat16_is_explained(twin_cache: Path) -> None:
+    import torch
+    import twins
+
+    from conformance.engine import load as load_subject
+    from conformance.engine import prepared
+    from conformance.explain.port import explain_port
+    from conformance.faults import CATALOGUE
+    from conformance.jobs import Job
+
+    prompts = ("sixteen", "padded_left", "long")
+    model = twins.twin_model("llama", dtype="bfloat16", prompts=prompts)
+    checkpoint, reference = prepared(model, twin_cache, lambda _: None)
+    job = Job("subject", model, str(twin_cache), "bridge")
+    with contextlib.ExitStack() as stack:
+
+        def load(dtype: torch.dtype) -> LensModel:
+            subject = load_subject(job, checkpoint, reference, dtype, lambda _: None)
+            stack.enter_context(CATALOGUE["norm_upcast_lost"].apply(subject))
+            return subject
+
+        found = explain_port(
+            model, load(torch.float64), reference, checkpoint.path, load=load, pictures=False
+        )
+    assert (found.location.kind, found.location.site) == ("precision", "blocks.1.ln1")
+    assert "many entries' errors have in common" in found.location.sentence
+    assert found.dtypes == ()
+
+
 def test_a_wrong_fold_is_bisected_over_the_flags(twin_cache: Path) -> None:
     import torch
     from explained import ported

@@ -108,6 +108,8 @@ class Finding:
         prompt: the prompt that shows it.
         mode: the kind of pass in which the site is wrong.
         notes: what a reader should know besides.
+        of_site: whether it is the error of the site itself: in a dtype, what many entries share
+            of it, or a choice, may be judged besides.
     """
 
     location: Location
@@ -116,6 +118,7 @@ class Finding:
     prompt: str | None = None
     mode: PassMode = "plain"
     notes: tuple[str, ...] = ()
+    of_site: bool = True
 
 
 @dataclass
@@ -513,6 +516,8 @@ class Localizer:
             }
         )
         own = (comparison.allowed or math.nan) / _fail_ratio()
+        # What entries share, or a choice, says itself what it is.
+        of_site = not comparison.note or comparison.note.startswith("warning")
         location = Location(
             kind="precision",
             site=site,
@@ -523,11 +528,15 @@ class Localizer:
             sentence=(
                 f"relative rms error {comparison.measured:.2e}, "
                 f"{comparison.measured / own:.3g} times the larger of the reference's own error "
-                "there and two units in the last place"
+                "there and its floor"
+                if of_site
+                else f"{comparison.measured:.2e} (allowed {comparison.allowed:.2e}) is "
+                f"{comparison.note}"
             ),
             **numbers(comparison),
         )
-        return Finding(location, (), site, prompt, mode, notes=tuple(self.notes))
+        notes = tuple(self.notes)
+        return Finding(location, (), site, prompt, mode, notes=notes, of_site=of_site)
 
 
 _ISOLATED: tuple[PassMode, ...] = ("components", "blocks")

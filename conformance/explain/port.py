@@ -188,7 +188,7 @@ class _Work:
     def _bisect_dtypes(self, found: Finding) -> tuple[Bisection, ...]:
         from conformance.explain.bisection import dtypes
 
-        if self.load is None or found.site is None or found.prompt is None:
+        if self.load is None or found.site is None or found.prompt is None or not found.of_site:
             return ()
         names = [p.name for p in self.reference.prompts]
         prompt = "sixteen" if "sixteen" in names else found.prompt
@@ -242,6 +242,8 @@ class _Work:
     def _record(self, location: Location, *, conforms: bool = False, **fields: Any) -> Explanation:
         minimal: MinimalCase | None = fields.get("minimal")
         run = f"conformance run --model {self.model.id} --subject {self.subject.name}"
+        if self.model.dtype != "float32":
+            run += f" --dtype {self.model.dtype}"
         script = None if minimal is None else minimal.script
         return Explanation(
             model=self.model.id,

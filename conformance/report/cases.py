@@ -44,7 +44,7 @@ def plain(verdict: Verdict) -> dict[str, Any]:
 def figures(verdict: Verdict) -> dict[str, str]:
     """Everything measured, as flat names with text for values."""
     data = plain(verdict)
-    kept = ("outcome", "architecture", "evidence", "first_divergence", "peak_bytes")
+    kept = ("outcome", "architecture", "evidence", "dtype", "first_divergence", "peak_bytes")
     flat = {name: data[name] for name in kept}
     for path, value in (*_flat(data["verdict"]), *_flat(data["metrics"], "metrics")):
         flat[path] = value

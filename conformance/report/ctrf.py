@@ -100,7 +100,7 @@ def _test(verdict: Verdict) -> dict[str, Any]:
     }
     if found != "passed":
         test |= {"message": message(verdict), "trace": explain(verdict)}
-    kept = ("architecture", "evidence", "first_divergence", "peak_bytes", "metrics")
+    kept = ("architecture", "evidence", "dtype", "first_divergence", "peak_bytes", "metrics")
     return {**test, "extra": {name: data[name] for name in kept} | {"judgements": data["verdict"]}}
 
 
