@@ -268,16 +268,7 @@ def _cohere(config: Any) -> Family:
 
 
 def _stablelm(config: Any) -> Family:
-    norms: dict[str, Any] = {}
-    if config.qk_layernorm:
-        norms = {
-            "q_norm": "self_attn.q_layernorm",
-            "k_norm": "self_attn.k_layernorm",
-            "qk_norm": "per_head_transposed",
-        }
-    return like(
-        LLAMA, "StableLmForCausalLM", **(_ONE_NORM if config.use_parallel_residual else {}), **norms
-    )
+    return like(LLAMA, "StableLmForCausalLM", **(_ONE_NORM if config.use_parallel_residual else {}))
 
 
 FAMILIES["SmolLM3ForCausalLM"] = _smollm3

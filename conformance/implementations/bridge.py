@@ -85,6 +85,13 @@ class BridgeModel(LensModel):
         )
 
     @property
+    def _norm_by_head(self) -> bool:
+        """Whether norms of queries have weights [head, d_head]: heads are not moved before them."""
+        norms = [getattr(getattr(b, "attn", None), "q_norm", None) for b in self.model.blocks]
+        weights = [getattr(getattr(n, "original_component", None), "weight", None) for n in norms]
+        return any(weight is not None and weight.ndim > 1 for weight in weights)
+
+    @property
     def _latent(self) -> bool:
         return any(own.kv_latent for own in self.family.every)
 
@@ -115,7 +122,7 @@ class BridgeModel(LensModel):
         if any(fam.qk_norm == "full" for fam in self.family.every):
             count = d.n_heads if kind == "attn.q_normed" else d.n_kv_heads
             return lambda t: t.unflatten(-1, (count, d.d_head)) if t.ndim == 3 else t
-        if self.family.qk_norm == "per_head" and self._native:
+        if self.family.qk_norm == "per_head" and (self._native or self._norm_by_head):
             return None
         # Fires on [batch, head, pos, d_head].
         return lambda t: t.transpose(1, 2)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformance.checks.names import CHECKS
-from conformance.errors import CheckpointError, FamilyError, ImplementationError
+from conformance.errors import CheckpointError, FamilyError
 from conformance.isolation import Isolation
 from conformance.jobs import Job
 from conformance.vary.judging import PROMPTS, VaryJob
@@ -157,7 +157,7 @@ class Bench:
 def _reason(outcome: Outcome) -> str:
     """One line: what the library said, without the harness's own words about it."""
     text = outcome.message.split("\n  hint: ")[0].strip() or outcome.cause
-    if outcome.is_a(CheckpointError) or outcome.is_a(ImplementationError):
-        text = text.removeprefix("preparing the checkpoint failed: ")
+    if outcome.is_a(CheckpointError):
+        text = text.rsplit("preparing the checkpoint failed: ", 1)[-1]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines)[:300]
