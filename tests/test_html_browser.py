@@ -299,6 +299,7 @@ def test_a_cell_leads_to_its_verdict(site: Path, viewer: Viewer) -> None:
 def test_a_phone_shows_what_is_not_a_pass(site: Path, viewer: Viewer) -> None:
     viewer.open(site / "index.html", "phone")
     shown = viewer.texts("#matrix tbody td.narrow-only")
+    assert shown[0] == "CRASH: 17 checks"
     assert shown[2] == "FAIL: weights, activations, logits; 14 pass"
     assert not viewer.texts("#matrix td.c")
 

@@ -12,11 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import verdict
+from twins import huggingface, judge, twin_model
 
 from conformance import samples
 from conformance.errors import RecordsError
 from conformance.metrics import difference
 from conformance.profiles import ByHead, ByLayer, Histograms, relative, rounded
+from conformance.prompts import Prompt
 from conformance.recorder import file_name, keep_sample
 from conformance.records import PER_DECADE, Comparison
 from conformance.samples import LARGEST, NEURONS, POSITIONS, Sample
@@ -192,6 +194,45 @@ def test_values_that_are_none_do_not_stop_a_sample() -> None:
     plain = sample.plain(None)
     json.dumps(plain, allow_nan=False)
     assert unpacked(plain["sites"][0]["difference"]).isnan().any()
+
+
+# --- of a real port ----------------------------------------------------------------------------
+
+
+def test_a_run_keeps_what_a_page_shows(twin_cache: Path) -> None:
+    model = twin_model("llama", prompts=("sixteen", "text", "padded_left"))
+    checks = ("activations", "components", "logits")
+    records = judge(model, "bridge", twin_cache, checks=checks)
+    seen = {check: record["metrics"] for check, record in records.items()}
+    facts = seen["activations"]["facts"]
+    layers, heads = facts["layers"], facts["heads"]
+    assert (facts["kind"], facts["dtype"]) == ("dense", "float32")
+    assert facts["parameters"] == sum(
+        p.numel() for p in huggingface("llama", twin_cache).parameters().values()
+    )
+    for dtype in ("float64", "float32"):
+        stream = seen["activations"]["by_layer"][dtype]["resid_post"]
+        assert [row[0] for row in stream] == list(range(layers))
+        assert all(0 <= measured <= allowed for _, measured, allowed, _ in stream)
+        alone = seen["components"]["by_layer"][dtype]
+        assert {"attn", "mlp", "ln1", "ln2", "block", "ln_final", "unembed"} <= set(alone)
+        assert "resid_post" in seen["activations"]["differences"][dtype]
+        assert "logits" in seen["logits"]["differences"][dtype]
+    for rows in seen["activations"]["by_head"].values():
+        assert [row[0] for row in rows] == list(range(layers))
+        assert all(len(errors) == heads for *_, errors in rows)
+    entries = seen["activations"]["differences"]["float64"]["resid_post"]
+    assert entries["equal"] + sum(entries["counts"]) == layers * 16 * facts["d_model"]
+    sample = seen["activations"]["sample"]
+    assert sample["prompt"] == "text"
+    assert [sample["words"][str(i)] for i in sample["ids"][:4]] == ["C", "a", "l", "l"]
+    assert len(json.dumps(sample)) < LARGEST
+    best = (
+        huggingface("llama", twin_cache)
+        .run(Prompt("p", torch.tensor([sample["ids"]])), lambda *_: None)[0]
+        .argmax(-1)
+    )
+    assert [row[0] for row in sample["guesses"]["reference"]["ids"]] == best.tolist()
 
 
 # --- beside the records -----------------------------------------------------------------------

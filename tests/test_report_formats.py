@@ -331,7 +331,8 @@ def test_what_the_command_cannot_do_is_a_usage_error(tmp_path: Path) -> None:
     folder = write(EVERY, tmp_path / "out" / "records.jsonl").parent
     assert invoke(folder, "--format", "badge")[0] == 2
     assert invoke(folder, "--format", "junit", "--baseline", folder)[0] == 2
-    assert invoke(folder)[0] == 2
+    assert invoke(folder, "--baseline", folder)[0] == 2
+    assert invoke(folder, "--format", "pdf")[0] == 2
     code, output = invoke(tmp_path / "absent", "--format", "ctrf")
     assert code == 2
     assert "hint:" in output

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from conformance.checks.base import Check, Context, Pass, PassMode, judge, structure
 from conformance.profiles import BY_HEAD, STREAM, ByHead, ByLayer, Histograms, relative
 from conformance.samples import PROMPTS, Sample
@@ -12,8 +14,6 @@ from conformance.verdicts import first_divergence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    import torch
 
     from conformance.records import Comparison
 
@@ -41,7 +41,9 @@ class Activations(Check):
         comparison = judge(context, run, name, value)
         yield comparison
         if context.recall is None and comparison.judgement != "structure":
-            self._show(context, run, name, value, comparison)
+            # Called inside a forward pass, whose promotion is none of ours.
+            with torch._C.DisableTorchFunction():
+                self._show(context, run, name, value, comparison)
 
     def _show(
         self, context: Context, run: Pass, name: str, value: torch.Tensor, comparison: Comparison

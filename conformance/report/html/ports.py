@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: The two judgements that every port is held to.
 BOTH = ("same_function", "same_precision")
+#: More checks than this are counted where there is little room.
+_LISTED_CHECKS = 5
 #: Outcomes whose comparisons a page lists.
 _LISTED = frozenset({"failed", "xfailed", "error", "crashed", "timeout", "oom", "xpassed"})
 
@@ -82,13 +84,24 @@ class Port:
 
     @cached_property
     def summary(self) -> str:
-        """What is not a pass, and how much is; for a narrow screen."""
+        """What is not a pass, and how much is; to be searched."""
+        return self._summary(len(self.verdicts))
+
+    @property
+    def short(self) -> str:
+        """The same for a narrow screen: long lists are counted."""
+        return self._summary(_LISTED_CHECKS)
+
+    def _summary(self, most: int) -> str:
         by_word: dict[str, list[str]] = {}
         for check, verdict in self.verdicts.items():
             by_word.setdefault(WORDS[verdict.outcome], []).append(check)
-        passed = by_word.pop("pass", [])
-        parts = [f"{word}: {', '.join(checks)}" for word, checks in by_word.items()]
-        return "; ".join([*parts, *([f"{len(passed)} pass"] if passed else [])])
+        passed = by_word.pop(WORDS["passed"], [])
+        parts = [
+            f"{word}: {', '.join(checks) if len(checks) <= most else f'{len(checks)} checks'}"
+            for word, checks in by_word.items()
+        ]
+        return "; ".join([*parts, *([f"{len(passed)} {WORDS['passed']}"] if passed else [])])
 
     @property
     def bad(self) -> list[Verdict]:
