@@ -156,6 +156,8 @@ def test_only_what_the_port_raises_on_purpose_is_a_refusal() -> None:
         ("raise NotImplementedError('no')", "/x/transformer_lens/a.py", True),
         ("{}['key']", "/x/transformer_lens/b.py", False),
         ("raise ValueError('no')", "/x/transformers/c.py", False),
+        ("assert 0, 'must be one of'", "/x/transformer_lens/d.py", True),
+        ("assert 0", "/x/transformer_lens/e.py", False),
     ):
         linecache.cache[file] = (len(text), None, [text], file)
         assert refuses(error_in(text, file)) is expected, text

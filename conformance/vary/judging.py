@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import linecache
+import re
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +190,7 @@ def _raised(check: str, said: str) -> Difference:
 
 
 def refuses(error: BaseException) -> bool:
-    """Whether the port's own code raised this by a ``raise``, and so meant to."""
+    """Whether the port's own code raised this, by a ``raise`` or an assertion that says why."""
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if f.name != "__torch_function__"
     ]
@@ -198,6 +199,8 @@ def refuses(error: BaseException) -> bool:
     last = frames[-1]
     if "transformer_lens" not in Path(last.filename).parts:
         return False
+    if isinstance(error, AssertionError):
+        return bool(str(error))
     line = last.line or linecache.getline(last.filename, last.lineno or 0)
     return line.strip().startswith("raise ")
 
@@ -207,6 +210,7 @@ def _first_line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if not text.strip() and frames:
         return f"in {Path(frames[-1].filename).name}, {frames[-1].name}: {frames[-1].line}"
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # another in every process
     return (text.splitlines() or [""])[0][:300]
 
 
