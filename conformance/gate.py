@@ -133,6 +133,31 @@ def new_failures(run: Run, baseline: Run) -> Iterator[Finding]:
             yield _finding("ANOTHER FAILURE", case, run, baseline)
 
 
+def stale_entries(run: Run, baseline: Run) -> Iterator[Finding]:
+    """What the ledger lists and the run no longer showed: nothing says so if it comes back."""
+    for stale in run.records.stale:
+        yield Finding("STALE ENTRY", stale.describe())
+
+
+def uncovered(architectures: Iterable[str], version: str) -> Rule:
+    """A rule: the installed TransformerLens supports these, and nothing judges them.
+
+    Args:
+        architectures: that are neither covered nor excused.
+        version: of TransformerLens.
+    """
+
+    def rule(run: Run, baseline: Run) -> Iterator[Finding]:
+        for name in architectures:
+            yield Finding(
+                "UNCOVERED",
+                f"{name}: transformer-lens {version} supports it, and models.toml has neither a "
+                "[[model]] of it nor a [[gap]] that says why",
+            )
+
+    return rule
+
+
 def not_executed(run: Run, baseline: Run) -> Iterator[Finding]:
     """Checks that the baseline executed, without passing, and the run did not."""
     for case, verdict in baseline.verdicts.items():
@@ -164,6 +189,7 @@ RULES: tuple[Rule, ...] = (
     regressions,
     new_failures,
     unexpected_passes,
+    stale_entries,
     not_executed,
     newly_known,
     improvements,

@@ -169,6 +169,17 @@ class Stale:
     what: Literal["entry", "models", "kinds"]
     names: tuple[str, ...]
 
+    def describe(self) -> str:
+        """``known.toml:43: bridge / loss: gpt2 no longer fails as listed (docs/x.md)``."""
+        names = ", ".join(self.names)
+        said = {
+            "entry": f"no port fails as listed: {names}",
+            "models": f"no longer as listed: {names}",
+            "kinds": f"nothing fails any more at {names}",
+        }[self.what]
+        line = f":{self.line}" if self.line else ""
+        return f"{self.file}{line}: {self.subject} / {self.check}: {said} ({self.link})"
+
 
 @dataclass(frozen=True, slots=True)
 class Name:

@@ -11,7 +11,7 @@ import twins
 from conformance.checks.gradients import _backwards
 from conformance.experiments.base import Scope
 from conformance.experiments.gradients import WIDTH, entries, of_weights, projected
-from conformance.faults import backward
+from conformance.faults import CATALOGUE, backward
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +48,22 @@ def test_faults_are_caught_and_named(fault: Fault, bench: Bench) -> None:
     proof = bench.prove(fault)
     assert proof.caught
     assert proof.named in proof.site_true
+
+
+def test_a_fault_behind_a_multiplier_is_in_runs_without_hooks(twin_cache: Path) -> None:
+    """Granite's blocks call the hook point of a branch only if it has hooks."""
+    from conformance.checks.gradients import _of_parameters
+    from conformance.prove.bench import Bench
+
+    bench = Bench.load(twins.twin_model("granite", prompts=("sixteen",)), "bridge", twin_cache)
+    (prompt,) = bench.reference.prompts
+    _, right = _of_parameters(bench.exact, prompt)
+    with CATALOGUE["gradient_halved"].apply(bench.exact):
+        _, wrong = _of_parameters(bench.exact, prompt)
+    assert any(
+        w is not None and r is not None and not w.equal(r)
+        for w, r in zip(wrong.values(), right.values(), strict=True)
+    )
 
 
 def test_a_weight_without_a_gradient_is_said_to_be_detached(bench: Bench) -> None:

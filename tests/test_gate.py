@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from conformance.cli import app
 from conformance.gate import RULES, Finding, Run, gate
-from conformance.records import EXECUTED, OUTCOMES, Footer, Records, Verdict
+from conformance.records import EXECUTED, OUTCOMES, Footer, Records, Stale, Verdict
 from conformance.report.gating import lines
 
 if TYPE_CHECKING:
@@ -291,3 +291,66 @@ def test_a_real_run_against_a_kept_one(tmp_path: Path) -> None:
     models = tmp_path / "new" / "models.toml"
     again = f"conformance run --models {models} --model sub.fail --subject bridge --check loss"
     assert again in output
+
+
+# --- the ledger and the list of architectures -------------------------------------------------
+
+
+def test_a_stale_entry_of_the_ledger_blocks() -> None:
+    stale = Stale("known.toml", 43, "bridge", "loss", "docs/x.md", "entry", ("gpt2",))
+    assert GOOD.footer is not None
+    made = replace(GOOD, footer=replace(GOOD.footer, stale=(stale,)))
+    (finding,) = found(made, GOOD)
+    assert (finding.kind, finding.blocks) == ("STALE ENTRY", True)
+    said = "known.toml:43: bridge / loss: no port fails as listed: gpt2 (docs/x.md)"
+    assert finding.change == said
+    assert found(GOOD, made) == []
+
+
+GAP = '[[gap]]\narchitectures = ["Gpt*"]\nreason = "no twin yet"\n'
+
+
+@pytest.fixture
+def covering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of a file that lists its gaps, where two architectures are supported."""
+    from conformance import coverage
+
+    supported = coverage.Supported("4.3.0", frozenset({"GPT2LMHeadModel", "GptJ"}), frozenset())
+    monkeypatch.setattr(coverage, "installed", lambda: supported)
+    models = tmp_path / "models.toml"
+    models.write_text(models_toml(["m"]) + GAP)
+    header = replace(GOOD.header, models_toml=str(models))
+    return write(replace(GOOD, header=header), tmp_path / "records.jsonl")
+
+
+def test_an_uncovered_architecture_blocks(covering: Path) -> None:
+    assert invoke(covering, "--baseline", covering)[0] == 0
+    models = covering.parent / "models.toml"
+    models.write_text(models.read_text().replace("Gpt*", "GptX"))
+    code, output = invoke(covering, "--baseline", covering)
+    assert code == 1
+    assert "UNCOVERED: GptJ: transformer-lens 4.3.0 supports it" in output
+    assert "gate: FAILED: 1 architecture not covered" in output
+    assert invoke(covering, "--baseline", covering, "--no-coverage")[0] == 0
+    assert invoke(covering, "--baseline", covering, "--model", "m")[0] == 0
+    assert invoke(covering, "--baseline", covering, "--model", "m", "--coverage")[0] == 1
+
+
+def test_a_file_that_lists_no_gaps_claims_no_coverage(covering: Path) -> None:
+    models = covering.parent / "models.toml"
+    models.write_text(models_toml(["m"]))
+    assert invoke(covering, "--baseline", covering)[0] == 0
+    assert invoke(covering, "--baseline", covering, "--coverage")[0] == 1
+
+
+def test_coverage_is_of_the_version_that_ran(
+    covering: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conformance import coverage
+
+    other = coverage.Supported("5.0.0", frozenset({"New"}), frozenset())
+    monkeypatch.setattr(coverage, "installed", lambda: other)
+    code, output = invoke(covering, "--baseline", covering)
+    assert code == 0
+    assert "coverage not asked: 5.0.0 is installed, the run had 4.3.0" in output
+    assert invoke(covering, "--baseline", covering, "--coverage")[0] == 2

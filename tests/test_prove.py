@@ -144,6 +144,18 @@ def test_a_fault_is_pursued_no_further_than_it_is_named(bench: Bench) -> None:
     assert bench.prove(CATALOGUE["padding_ignored"]).prompts == ("sixteen", "padded_left")
 
 
+def test_nothing_is_proven_where_the_check_fails_without_the_fault(twin_cache: Path) -> None:
+    """GPT-J's scores hook shows the pattern (finding 004): `patterns` fails there unfaulted."""
+    from conformance.faults import CATALOGUE
+    from conformance.prove.bench import Bench
+
+    port = Bench.load(twin_model("gptj", prompts=("sixteen",)), "bridge", twin_cache)
+    fault = CATALOGUE["pattern_shown_unnormalised"]
+    assert fault.fits(port.exact)
+    assert not port.provable(fault)
+    assert port.provable(CATALOGUE["z_of_another_pattern"])
+
+
 def test_the_right_port_stays_under_its_bounds(bench: Bench) -> None:
     right = bench.unfaulted()
     assert not right.caught

@@ -20,7 +20,7 @@ from conformance.records import (
     Stale,
     Verdict,
 )
-from conformance.report.stale import describe_stale, stale_lines
+from conformance.report.stale import stale_lines
 from conformance.report.terminal import (
     MARKS,
     WORDS,
@@ -258,8 +258,8 @@ def stale(what: str, line: int | None = 43) -> Stale:
     ],
 )
 def test_what_is_stale_is_said_with_its_place(what: str, said: str) -> None:
-    assert describe_stale(stale(what)) == f"known.toml:43: bridge / loss: {said} (docs/x.md)"
-    assert describe_stale(stale(what, None)).startswith("known.toml: bridge")
+    assert stale(what).describe() == f"known.toml:43: bridge / loss: {said} (docs/x.md)"
+    assert stale(what, None).describe().startswith("known.toml: bridge")
 
 
 def test_a_stale_ledger_fails_a_run_that_is_all_right_otherwise() -> None:

@@ -70,6 +70,8 @@ class Context:
     fresh: Callable[[], LensModel] | None = None
     #: What a token id stands for, where there is a tokenizer; for a reader.
     word: Callable[[int], str] | None = None
+    #: Tokens generated at most; None for as many as the reference generated.
+    generated: int | None = None
 
     @property
     def scope(self) -> Scope:

@@ -79,7 +79,7 @@ class Generation(Check):
         stored = context.experiment(self.name)
         subject = context.subject
         found = prompts(subject.dims, context.scope)
-        count = steps(subject.dims, context.scope)
+        count = _at_most(steps(subject.dims, context.scope), context)
         if stored.facts["disagrees"]:
             self.metrics["reference_disagrees_with_itself"] = stored.facts["disagrees"]
         alone = found[ALONE][None]
@@ -98,7 +98,8 @@ class Generation(Check):
             for comparison in _greedy(self.metrics, stored, ALONE, made, how):
                 self._right = self._right and comparison.ok
                 yield comparison
-        yield from self._batch(context, stored, found, fewer(subject.dims, context.scope))
+        together = _at_most(fewer(subject.dims, context.scope), context)
+        yield from self._batch(context, stored, found, together)
         yield from self._steered(context, stored, alone)
         if ALONE in stored.facts["disagrees"]:
             self.not_applicable("sampled tokens", stored.facts["disagrees"][ALONE])
@@ -184,7 +185,7 @@ class Generation(Check):
         """A vector added to the residual stream while tokens are generated."""
         subject = context.subject
         site, change = steering(subject.dims, stored.facts["size"])
-        count = len(stored[f"{STEERED}/tokens"]) - tokens.shape[1]
+        count = _at_most(len(stored[f"{STEERED}/tokens"]) - tokens.shape[1], context)
         name = subject.editable().get(site)
         if name is None:
             self.not_applicable("steering", f"no hook of the library can edit {site}")
@@ -322,6 +323,10 @@ def _greedy(
     if len(whole) > 0:
         shown = project(logits[None])[0][: len(whole)]
         yield agree(stored, f"{name}/logits", shown, truth=whole, site=site, on=on)
+
+
+def _at_most(count: int, context: Context) -> int:
+    return count if context.generated is None else min(count, context.generated)
 
 
 def _declined(context: Context) -> str | None:

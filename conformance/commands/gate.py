@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from conformance.commands.files import USAGE, fail, records_file
-from conformance.errors import RecordsError
+from conformance.errors import ImplementationError, RecordsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from conformance.gate import Rule
     from conformance.records import Records, Verdict
 
 _FAILED = 1
@@ -38,9 +39,19 @@ def gate(
         list[str] | None,
         typer.Option("--check", metavar="C", help="Only this check. Can be repeated."),
     ] = None,
+    coverage: Annotated[
+        bool | None,
+        typer.Option(
+            "--coverage/--no-coverage",
+            help="Whether an architecture that the installed transformer-lens supports and the "
+            "run's models.toml does not cover blocks. By default if that file keeps account of its "
+            "gaps ([[gap]]), and nothing is selected.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Compare a run with a kept one: exit 1 on anything that got worse. Prints only changes."""
-    from conformance.gate import Run
+    from conformance.gate import RULES, Run
     from conformance.gate import gate as judge
     from conformance.report.gating import lines
 
@@ -57,9 +68,47 @@ def gate(
     if not kept.verdicts and not new.verdicts and (model or subject or check):
         typer.echo("conformance: nothing in either run is of that selection", err=True)
         raise typer.Exit(USAGE)
-    found = judge(new, kept)
+    selects = bool(model or subject or check)
+    wanted = False if coverage is None and selects else coverage
+    found = judge(new, kept, (*RULES, *_coverage_rule(new.records, wanted)))
     typer.echo("\n".join(lines(found, new, kept, _models(new.records))))
     raise typer.Exit(_FAILED if any(f.blocks for f in found) else 0)
+
+
+def _coverage_rule(records: Records, wanted: bool | None) -> Iterator[Rule]:
+    """What is not covered, by the run's ``models.toml``.
+
+    Args:
+        wanted: whether it was asked for; None for the file to decide.
+    """
+    from conformance.coverage import coverage, installed
+    from conformance.errors import ConformanceError
+    from conformance.gate import uncovered
+    from conformance.spec import load_spec
+
+    where = Path(records.header.models_toml)
+    if wanted is False or (wanted is None and not where.is_file()):
+        return
+    try:
+        spec = load_spec(where)
+        if wanted is None and not spec.gaps:
+            return
+        supported = installed()
+    except ConformanceError as error:
+        fail(error)
+    ran = records.header.versions.get("transformer-lens")
+    if ran != supported.version:
+        if wanted is None:
+            said = f"coverage not asked: {supported.version} is installed, the run had {ran}"
+            typer.echo(said, err=True)
+            return
+        fail(
+            ImplementationError(
+                f"the run had transformer-lens {ran}, and {supported.version} is installed",
+                "compare where that version is installed, or give --no-coverage",
+            )
+        )
+    yield uncovered(coverage(spec, supported).architectures.missing, supported.version)
 
 
 def _read(role: str, file: Path) -> Records:

@@ -35,7 +35,7 @@ Scores = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 def alibi(subject: LensModel) -> bool:
     """Whether positions enter as a bias of the scores."""
-    return subject.family.alibi
+    return subject.family.of(_LAYER).alibi
 
 
 def _cap(subject: LensModel) -> float | None:
@@ -271,7 +271,7 @@ def _no_clip(subject: LensModel) -> Any:
 
 
 def _qk_norm(subject: LensModel, letter: str) -> Any | None:
-    if subject.family.qk_norm is None:
+    if subject.family.of(_LAYER).qk_norm is None:
         return None
     return getattr(attention(subject, _LAYER), f"{letter}_norm", None)
 
@@ -332,7 +332,7 @@ def _has_bias(name: str) -> Callable[[LensModel], bool]:
 
 
 def _attn_out(subject: LensModel) -> str:
-    return "attn.out" if subject.family.ln1_post else "attn_out"
+    return "attn.out" if subject.family.of(_LAYER).ln1_post else "attn_out"
 
 
 def _flows(subject: LensModel) -> bool:
@@ -467,7 +467,7 @@ FAULTS: tuple[Fault, ...] = (
         "attention sinks left out of the softmax",
         _no_sinks,
         at("attn.pattern"),
-        lambda s: s.family.sinks is not None,
+        lambda s: s.family.of(_LAYER).sinks is not None,
     ),
     Fault(
         "alibi_slopes",

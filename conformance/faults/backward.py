@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from conformance.faults.base import Fault
-from conformance.faults.inject import acts, edited, editing, exposed, watched_input
+from conformance.faults.inject import acts, attends, edited, editing, exposed, watched_input
 from conformance.faults.norms import norm
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _frozen(subject: LensModel) -> Iterator[None]:
 
 def _last_of_mlp(subject: LensModel) -> tuple[str, ...]:
     """The MLP's weight that gradients reach first."""
-    fam = subject.family
+    fam = subject.family.of(_LAYER)
     if fam.ln2_post:
         return (f"{_PRE}.ln2_post.w.grad",)
     if fam.experts:
@@ -67,7 +67,10 @@ def _last_of_mlp(subject: LensModel) -> tuple[str, ...]:
 
 
 def _after_attention(subject: LensModel) -> tuple[str, ...]:
-    return (f"{_PRE}.attn.W_O.grad",)
+    """The weight of attention that gradients reach first: a gate has no place of its own."""
+    gate = subject.family.of(_LAYER).attn_gate
+    gates = () if gate is None else (f"{_PRE}.{gate}.weight.grad",)
+    return (f"{_PRE}.attn.W_O.grad", *gates)
 
 
 def _before_ln1(subject: LensModel) -> tuple[str, ...]:
@@ -109,6 +112,7 @@ FAULTS: tuple[Fault, ...] = (
         "the MLP's output passes on half of its gradient",
         editing(f"{_PRE}.mlp_out", _scaled),
         _last_of_mlp,
+        lambda s: exposed(s, f"{_PRE}.mlp_out"),
     ),
     _fault(
         "gradient_straight_through",
@@ -124,5 +128,11 @@ FAULTS: tuple[Fault, ...] = (
         _before_the_pattern,
         lambda s: acts(s, f"{_PRE}.attn.pattern"),
     ),
-    _fault("attention_frozen", "attention's weights record no gradient", _frozen, _after_attention),
+    _fault(
+        "attention_frozen",
+        "attention's weights record no gradient",
+        _frozen,
+        _after_attention,
+        attends,
+    ),
 )

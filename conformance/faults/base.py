@@ -103,12 +103,12 @@ def _there(subject: LensModel, names: tuple[str, ...]) -> bool:
 def at(
     *kinds: str, layer: Callable[[LensModel], int] | int = 1
 ) -> Callable[[LensModel], tuple[str, ...]]:
-    """The first of these kinds that the subject shows, in one layer."""
+    """The first of these kinds that the subject shows, in one layer; the first if it shows none."""
 
     def sites(subject: LensModel) -> tuple[str, ...]:
         where = layer if isinstance(layer, int) else layer(subject)
         names = [f"blocks.{where}.{kind}" for kind in kinds]
-        return tuple(n for n in names if exposed(subject, n))[:1]
+        return tuple([n for n in names if exposed(subject, n)] or names)[:1]
 
     return sites
 

@@ -10,6 +10,7 @@ import torch
 from conformance.faults.base import Fault, exactly
 from conformance.faults.inject import (
     AttentionMode,
+    attends,
     attention_calls,
     attribute,
     called_with,
@@ -64,7 +65,8 @@ def _position_late(subject: LensModel) -> AbstractContextManager[object]:
 
 def _gives_positions(subject: LensModel) -> bool:
     accepts = getattr(subject.model, "_accepts_derived_position_ids", None)
-    matters = not subject.family.alibi
+    fam = subject.family
+    matters = fam.pos_embed is not None or any(f.rotary and f.attn for f in fam.every)
     return matters and accepts is not None and bool(accepts())
 
 
@@ -132,7 +134,7 @@ def _fault(
 
 
 def _own_attention(subject: LensModel) -> bool:
-    return not delegates(subject)
+    return attends(subject) and not delegates(subject)
 
 
 FAULTS: tuple[Fault, ...] = (

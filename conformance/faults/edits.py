@@ -265,7 +265,7 @@ FAULTS: tuple[Fault, ...] = (
         _one_reader,
         exactly(f"blocks.{_LAYER}.resid_pre"),
         lambda s: (
-            s.family.residual_multiplier == 1.0
+            s.family.of(_LAYER).residual_multiplier == 1.0
             and all(_editable(f"blocks.{_LAYER}.{k}")(s) for k in ("resid_pre", "attn_out"))
         ),
         needs="interventions",
@@ -297,7 +297,7 @@ FAULTS: tuple[Fault, ...] = (
         "the clean run's cache keeps queries a part in a million too large",
         _cache_changed,
         exactly(f"blocks.{_LAYER}.attn.q"),
-        _editable(f"blocks.{_LAYER}.attn.q"),
+        lambda s: _editable(f"blocks.{_LAYER}.attn.q")(s) and s.family.everywhere("attn.q"),
         needs="patching",
     ),
     Fault(

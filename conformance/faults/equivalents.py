@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from conformance.faults.base import Fault
 from conformance.faults.inject import (
     AttentionMode,
+    attends,
     attention,
     attention_calls,
     delegates,
@@ -241,9 +242,10 @@ def _norm_folded(subject: LensModel) -> Iterator[None]:
 
 
 def _folds(subject: LensModel) -> bool:
+    own = subject.family.of(_LAYER)
     return (
         _plain_rms(subject)
-        and not subject.family.mlp_reads_ln1
+        and not (own.mlp_reads_ln1 or own.attn_gate or own.mixer)
         and all(weight(subject, n) is not None for n in ("W_Q", "W_K", "W_V"))
     )
 
@@ -282,9 +284,11 @@ def _permutes(subject: LensModel) -> bool:
         and n[-3:] in ("b_Q", "b_K", "b_V")
         and bool((t != 0).any())
     ]
-    simple = not biased and subject.family.sinks is None and subject.family.rotary
-    conv1d = subject.family.conv1d and hasattr(subject.model, "original_model")
-    return simple and subject.family.qk_norm != "full" and not conv1d
+    own = subject.family.of(_LAYER)
+    simple = not biased and own.sinks is None and own.rotary
+    conv1d = own.conv1d and hasattr(subject.model, "original_model")
+    gated = own.q_gated or own.attn_gate is not None
+    return simple and own.qk_norm != "full" and not conv1d and not gated
 
 
 @contextlib.contextmanager
@@ -326,19 +330,19 @@ EQUIVALENTS: tuple[Fault, ...] = (
         "softmax_as_fused_kernels",
         "softmax as exp(x - logsumexp), as sdpa does",
         lambda s: attention_calls(s, _LAYER, AttentionMode(softmax=_online)),
-        lambda s: s.family.sinks is None,
+        lambda s: attends(s) and s.family.of(_LAYER).sinks is None,
     ),
     _same(
         "query_scaled_first",
         "a factor moved from keys to queries",
         _scaled_first,
-        lambda s: not delegates(s),
+        lambda s: attends(s) and not delegates(s),
     ),
     _same(
         "products_backwards",
         "query-key products summed backwards",
         _keys_backwards,
-        lambda s: not delegates(s),
+        lambda s: attends(s) and not delegates(s),
     ),
     _same("norm_by_rsqrt", "the norm as a product with the inverse root", _rsqrt_norm, _plain_rms),
     _same(

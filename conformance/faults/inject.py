@@ -8,8 +8,9 @@ machinery is not used, so that a fault does not depend on what is under test.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -48,13 +49,28 @@ def exposed(subject: LensModel, site: str) -> bool:
     """Whether the port shows this site, rightly, when nothing is wrong with it."""
     if site.endswith("attn.scores") and delegates(subject):
         return False
-    return site in subject.expected_hooks()[0]
+    name = subject.expected_hooks()[0].get(site)
+    return name is not None and (site in subject.module_sites() or name in _hooks(subject.model))
+
+
+#: The names of a model's hooks: a bridge makes its table anew each time it is asked.
+_HOOKS: weakref.WeakKeyDictionary[torch.nn.Module, frozenset[str]] = weakref.WeakKeyDictionary()
+
+
+def _hooks(model: torch.nn.Module) -> frozenset[str]:
+    if model not in _HOOKS:
+        _HOOKS[model] = frozenset(cast("dict[str, object]", model.hook_dict))
+    return _HOOKS[model]
+
+
+#: Classes of TransformerLens whose hooks on scores and pattern see what HuggingFace returns.
+_DELEGATING = frozenset({"AttentionBridge", "_JetMoeAttentionBridge"})
 
 
 def delegates(subject: LensModel) -> bool:
     """Whether attention is left to HuggingFace's module: scores and pattern are not on the way."""
     blocks = subject.model.blocks
-    return any(type(getattr(b, "attn", None)).__name__ == "AttentionBridge" for b in blocks)
+    return any(type(getattr(b, "attn", None)).__name__ in _DELEGATING for b in blocks)
 
 
 def acts(subject: LensModel, site: str) -> bool:
@@ -85,15 +101,12 @@ def forks(subject: LensModel, layer: int) -> bool:
 
     hooks = [(f"blocks.{layer}.{name}", look) for name in ("hook_resid_pre", "hook_q_input")]
     tokens = torch.zeros(1, 2, dtype=torch.long)
-    try:
+    refusals = (AttributeError, ValueError, NotImplementedError, AssertionError)
+    with contextlib.suppress(*refusals), contextlib.ExitStack() as stack:
         subject.model.set_use_split_qkv_input(True)
-    except (AttributeError, ValueError, NotImplementedError, AssertionError):
-        return False
-    try:
+        stack.callback(subject.model.set_use_split_qkv_input, False)
         with subject.session():
             subject.model.run_with_hooks(tokens, fwd_hooks=hooks)
-    finally:
-        subject.model.set_use_split_qkv_input(False)
     return len(seen) == len(hooks) and bool((seen[1] == seen[0][:, :, None]).all())
 
 
@@ -103,6 +116,11 @@ def attention(subject: LensModel, layer: int) -> Any:
     None in a block that has none.
     """
     return getattr(subject.model.blocks[layer], "attn", None)
+
+
+def attends(subject: LensModel) -> bool:
+    """Whether the layer that most faults are in has attention."""
+    return attention(subject, 1) is not None
 
 
 def mlp(subject: LensModel, layer: int) -> Any:
@@ -136,7 +154,18 @@ def edited(subject: LensModel, site: str, change: Change) -> Iterator[None]:
         result = result.reshape(value.shape)
         return result if isinstance(output, torch.Tensor) else (result, *output[1:])
 
-    with contextlib.closing(_Handle(point(subject, site).register_forward_hook(hook))):
+    where = point(subject, site)
+    with contextlib.closing(_Handle(where.register_forward_hook(hook))), _in_use(where):
+        yield
+
+
+@contextlib.contextmanager
+def _in_use(where: torch.nn.Module) -> Iterator[None]:
+    """A hook point of a branch that a multiplier scales is called only if it says it has hooks."""
+    if not hasattr(where, "has_hooks"):
+        yield
+        return
+    with attribute(where, "has_hooks", lambda **_: True):
         yield
 
 
@@ -261,11 +290,7 @@ def during(subject: LensModel, enter: Callable[[], Any]) -> Iterator[None]:
 
 
 class AttentionMode(TorchFunctionMode):
-    """Sees the torch calls of one layer's attention.
-
-    Attributes:
-        raw: the query-key products [batch, head, query, key], before scale, mask and cap.
-    """
+    """Sees the torch calls of one layer's attention."""
 
     def __init__(
         self,
@@ -276,14 +301,22 @@ class AttentionMode(TorchFunctionMode):
         super().__init__()
         self._scores, self._products, self._softmax_fn = scores, products, softmax
         self.active = False
-        self.raw: torch.Tensor | None = None
+        self._seen: list[torch.Tensor] = []
         self._count = 0
 
     def start(self, *_: Any) -> None:
-        self.active, self.raw, self._count = True, None, 0
+        self.active, self._count = True, 0
+        self._seen.clear()
 
     def stop(self, *_: Any) -> None:
         self.active = False
+
+    def raw(self, scores: torch.Tensor) -> torch.Tensor | None:
+        """The query-key products of these scores, before scale, mask and cap.
+
+        They are the last products of that size: an indexer's, which come first, have fewer heads.
+        """
+        return next((t for t in reversed(self._seen) if t.numel() == scores.numel()), None)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -303,14 +336,14 @@ class AttentionMode(TorchFunctionMode):
                         args = (*args[:-2], *given)
                 self._count += 1
                 result = func(*args, **kwargs)
-                if self.raw is None:
-                    self.raw = torch.matmul(first, second)
+                if self._products is None and self._softmax_fn is None:
+                    self._seen.append(torch.matmul(first, second))
                 return result
-        if func in _SOFTMAXES:
+        if func in _SOFTMAXES and (args[0] if args else kwargs["input"]).ndim >= 3:
             x = args[0] if args else kwargs.pop("input")
             rest = args[1:]
             if self._scores is not None:
-                x = self._scores(x, self.raw)
+                x = self._scores(x, self.raw(x))
             self.active = False
             if self._softmax_fn is not None:
                 return self._softmax_fn(x)
@@ -342,6 +375,6 @@ def scores_changed(
         return
     with (
         attention_calls(subject, layer, AttentionMode()) as mode,
-        edited(subject, f"blocks.{layer}.attn.scores", lambda s: change(s, mode.raw)),
+        edited(subject, f"blocks.{layer}.attn.scores", lambda s: change(s, mode.raw(s))),
     ):
         yield

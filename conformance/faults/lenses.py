@@ -72,8 +72,8 @@ def _result_scaled(subject: LensModel) -> AbstractContextManager[None]:
 
 def _has_result(subject: LensModel) -> bool:
     # Falcon's and MPT's attention with alibi takes the flag and does nothing (docs/findings).
-    alibi = subject.family.architecture in ("FalconForCausalLM", "MptForCausalLM")
-    return not delegates(subject) and not alibi
+    alibi = subject.family.of(_LAYER).architecture in ("FalconForCausalLM", "MptForCausalLM")
+    return _regular(subject) and not delegates(subject) and not alibi
 
 
 def _fault(
@@ -84,6 +84,19 @@ def _fault(
 
 def _always(_: LensModel) -> bool:
     return True
+
+
+def _regular(subject: LensModel) -> bool:
+    return subject.family.regular
+
+
+def _decomposes(subject: LensModel) -> bool:
+    fam = subject.family
+    return fam.everywhere("attn_out") and fam.everywhere("mlp_out")
+
+
+def _attributes(subject: LensModel) -> bool:
+    return _decomposes(subject) and subject.family.head is None
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -99,21 +112,21 @@ FAULTS: tuple[Fault, ...] = (
         "decompose_resid leaves out the last MLP",
         _cached("decompose_resid", _without_last),
         lambda s: (f"blocks.{s.dims.n_layers - 1}.mlp_out",),
-        _always,
+        _decomposes,
     ),
     _fault(
         "head_results_rolled",
         "stack_head_results gives each head the result of the one before",
         _cached("stack_head_results", _rolled),
         at(*_OUT, layer=0),
-        _always,
+        _regular,
     ),
     _fault(
         "neuron_results_reversed",
         "get_neuron_results gives neurons in reverse order: their sum is right",
         _cached("get_neuron_results", _reversed_neurons),
         at("mlp.out", "mlp_out", layer=0),
-        lambda s: not s.family.moe,
+        lambda s: _regular(s) and not s.family.of(_LAYER).moe,
     ),
     _fault(
         "attribution_of_the_next_token",
@@ -124,14 +137,14 @@ FAULTS: tuple[Fault, ...] = (
             lambda right, self, tokens: right(self, tokens - 1),
         ),
         exactly("logits"),
-        _always,
+        _attributes,
     ),
     _fault(
         "qk_transposed",
         "model.QK is its transpose: the same singular values",
         _transposed_qk,
         exactly("blocks.0.attn.QK"),
-        _always,
+        _regular,
     ),
     _fault(
         "hook_result_scaled",

@@ -51,7 +51,7 @@ def _activation(subject: LensModel) -> str | None:
                 return "gelu_tanh"
             return found if found in _ACTIVATIONS else None
     known = {"BloomForCausalLM": "gelu_tanh", "FalconForCausalLM": "gelu", "MptForCausalLM": "gelu"}
-    return known.get(subject.family.architecture)
+    return known.get(subject.family.of(_LAYER).architecture)
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def _mlp_recomputed(
     with contextlib.ExitStack() as stack:
         pre = stack.enter_context(watched(subject, f"{_PRE}.mlp.pre"))
         up = None
-        if subject.family.gated:
+        if subject.family.of(_LAYER).gated:
             up = stack.enter_context(watched(subject, f"{_PRE}.mlp.pre_linear"))
         stack.enter_context(
             edited(
@@ -80,7 +80,10 @@ def _activated(name: str) -> Callable[[LensModel], Any]:
 
 
 def _has_post(subject: LensModel) -> bool:
-    return exposed(subject, f"{_PRE}.mlp.post") and exposed(subject, f"{_PRE}.mlp.pre")
+    """Whether the port shows what goes into the activation, and what comes out."""
+    gated = subject.family.of(_LAYER).gated
+    kinds = ("mlp.post", "mlp.pre", *(("mlp.pre_linear",) if gated else ()))
+    return all(exposed(subject, f"{_PRE}.{kind}") for kind in kinds)
 
 
 def _act_in(*names: str) -> Callable[[LensModel], bool]:
@@ -98,7 +101,7 @@ def _gate_up_swapped(subject: LensModel) -> Any:
 
 
 def _mlp_out(subject: LensModel) -> str:
-    return "mlp.out" if subject.family.ln2_post else "mlp_out"
+    return "mlp.out" if subject.family.of(_LAYER).ln2_post else "mlp_out"
 
 
 def _minus(name: str, site: Callable[[LensModel], str]) -> Callable[[LensModel], Any]:
@@ -157,14 +160,14 @@ _DENSE: tuple[Fault, ...] = (
         "gate and up projections swapped",
         _gate_up_swapped,
         at("mlp.post"),
-        lambda s: s.family.gated and _has_post(s) and _activation(s) is not None,
+        lambda s: s.family.of(_LAYER).gated and _has_post(s) and _activation(s) is not None,
     ),
     Fault(
         "bias_in_skipped",
         "mlp",
         "the MLP's first bias is left out",
-        _minus("mlp.b_in", lambda s: "mlp.pre_linear" if s.family.gated else "mlp.pre"),
-        lambda s: at("mlp.pre_linear" if s.family.gated else "mlp.pre")(s),
+        _minus("mlp.b_in", lambda s: "mlp.pre_linear" if s.family.of(_LAYER).gated else "mlp.pre"),
+        lambda s: at("mlp.pre_linear" if s.family.of(_LAYER).gated else "mlp.pre")(s),
         lambda s: _has_post(s) and bias(s, "mlp.b_in") is not None,
     ),
     Fault(
@@ -191,10 +194,12 @@ _DENSE: tuple[Fault, ...] = (
 
 def _router(subject: LensModel) -> Any | None:
     """The HuggingFace-style router: returns logits, weights and indices of the chosen experts."""
-    fam = subject.family
+    fam = subject.family.of(_LAYER)
     if fam.router is None or _own_moe(subject) is not None:
         return None
-    return _inner(subject, fam.router)
+    found = _inner(subject, fam.router)
+    # Llama 4's returns scores and logits: it has no weights and indices to change.
+    return None if type(found).__name__ == "Llama4Router" else found
 
 
 def _own_moe(subject: LensModel) -> Any | None:
@@ -302,7 +307,9 @@ def _renormalises(subject: LensModel) -> bool:
     own = _own_moe(subject)
     if own is not None:
         return bool(getattr(own.cfg, "norm_topk_prob", False))
-    # Mixtral and GPT-OSS always do; the others say so.
+    # Mixtral and GPT-OSS always do, Jamba never; the others say so.
+    if subject.family.of(_LAYER).architecture == "JambaForCausalLM":
+        return False
     return _has_router(subject) and bool(getattr(_router(subject), "norm_topk_prob", True))
 
 
@@ -330,7 +337,7 @@ def _shared(subject: LensModel, path: str | None) -> Any:
 
 
 def _limit(subject: LensModel) -> Any | None:
-    found = _inner(subject, "experts") if subject.family.moe else None
+    found = _inner(subject, "experts") if subject.family.of(_LAYER).moe else None
     return found if found is not None and hasattr(found, "limit") else None
 
 
@@ -389,24 +396,26 @@ _ROUTERS: tuple[Fault, ...] = (
         "two experts swapped",
         _experts_swapped,
         at("mlp_out"),
-        lambda s: s.family.moe,
+        lambda s: _own_moe(s) is not None or _inner(s, "experts") is not None,
     ),
     Fault(
         "shared_expert_dropped",
         "router",
         "the expert that every token uses is left out",
-        lambda s: returning(_shared(s, s.family.shared), torch.zeros_like),
+        lambda s: returning(_shared(s, s.family.of(_LAYER).shared), torch.zeros_like),
         at("mlp_out"),
-        lambda s: s.family.shared is not None,
+        lambda s: s.family.of(_LAYER).shared is not None,
     ),
     Fault(
         "shared_expert_not_weighted",
         "router",
         "the shared expert's output is not multiplied by its gate",
         # sigmoid(30) is 1 to 1e-13.
-        lambda s: returning(_shared(s, s.family.shared_gate), lambda t: torch.full_like(t, 30.0)),
+        lambda s: returning(
+            _shared(s, s.family.of(_LAYER).shared_gate), lambda t: torch.full_like(t, 30.0)
+        ),
         at("mlp_out"),
-        lambda s: s.family.shared_gate is not None,
+        lambda s: s.family.of(_LAYER).shared_gate is not None,
     ),
     Fault(
         "swiglu_limit_missing",

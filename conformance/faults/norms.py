@@ -199,7 +199,7 @@ FAULTS: tuple[Fault, ...] = (
         "the norm multiplies by w instead of 1 + w",
         f"{_PRE}.ln1",
         _no_offset,
-        lambda s, _: s.family.norm_offset,
+        lambda s, _: s.family.of(_LAYER).norm_offset,
     ),
     _norm_fault(
         "norm_centring", "RMS instead of LayerNorm, or back", f"{_PRE}.ln1", _other_centring
@@ -228,7 +228,7 @@ FAULTS: tuple[Fault, ...] = (
         _shared_norm,
         exactly(f"{_PRE}.ln2"),
         lambda s: (
-            not s.family.mlp_reads_ln1
+            not s.family.of(_LAYER).mlp_reads_ln1
             and has_norm(f"{_PRE}.ln1")(s)
             and has_norm(f"{_PRE}.ln2")(s)
             and _differ(norm(s, f"{_PRE}.ln1"), norm(s, f"{_PRE}.ln2"))

@@ -124,7 +124,7 @@ FAULTS: tuple[Fault, ...] = (
         "processed_mlp_wrong",
         "the MLP's norm folded twice: its activations wrong",
         folded_twice("W_in", f"{_PRE}.ln2.w"),
-        lambda s: at("mlp.pre_linear" if s.family.gated else "mlp.pre")(s),
+        lambda s: at("mlp.pre_linear" if s.family.of(_LAYER).gated else "mlp.pre")(s),
         lambda s: has_gain(f"{_PRE}.ln2.w")(s) and weight(s, "W_in") is not None,
     ),
     _corrupted(

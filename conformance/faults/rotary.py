@@ -20,7 +20,7 @@ from conformance.faults.inject import (
 from conformance.faults.tables import Retable, based, retabled, rotary_changed, shifted, turned_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from conformance.implementations.lens_model import LensModel
 
@@ -30,7 +30,7 @@ _SITES = at("attn.rot_q", "attn.scores", "attn.pattern")
 
 def rotary(subject: LensModel) -> bool:
     """Whether positions enter by rotation."""
-    return subject.family.rotary
+    return subject.family.of(_LAYER).rotary
 
 
 def shows_rotation(subject: LensModel) -> bool:
@@ -140,7 +140,8 @@ def _can_pair(subject: LensModel) -> bool:
 def _not_rotated(subject: LensModel, letter: str) -> Iterator[None]:
     """Skip the rotation: what came before it goes on."""
     normed = f"blocks.{_LAYER}.attn.{letter}_normed"
-    before = normed if exposed(subject, normed) else f"blocks.{_LAYER}.attn.{letter}"
+    first = exposed(subject, normed) and not subject.family.of(_LAYER).qk_norm_rotated
+    before = normed if first else f"blocks.{_LAYER}.attn.{letter}"
     with (
         watched(subject, before) as box,
         edited(
@@ -159,11 +160,23 @@ def _like(value: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
     return value if value.shape == shown.shape else value.transpose(1, 2)
 
 
+def _rotations(letter: str) -> Callable[[LensModel], tuple[str, ...]]:
+    """Where a rotation shows first: in what a norm makes of it, where a norm reads it."""
+
+    def sites(subject: LensModel) -> tuple[str, ...]:
+        after = [f"{letter}_normed"] if subject.family.of(_LAYER).qk_norm_rotated else []
+        return tuple(f"blocks.{_LAYER}.attn.{name}" for name in (f"rot_{letter}", *after))
+
+    return sites
+
+
 def _can_skip(subject: LensModel) -> bool:
-    normed = subject.family.qk_norm is not None
+    own = subject.family.of(_LAYER)
+    normed = own.qk_norm is not None
     return (
         shows_rotation(subject)
-        and subject.family.architecture != "OlmoForCausalLM"
+        and exposed(subject, f"blocks.{_LAYER}.attn.k")
+        and own.architecture != "OlmoForCausalLM"
         and (not normed or exposed(subject, f"blocks.{_LAYER}.attn.k_normed"))
     )
 
@@ -192,7 +205,7 @@ def _adjacent(subject: LensModel) -> bool:
     cfg = getattr(attention(subject, _LAYER), "cfg", None)
     if cfg is not None:
         return bool(cfg.rotary_adjacent_pairs)
-    return subject.family.architecture == "CohereForCausalLM"
+    return subject.family.of(_LAYER).architecture == "CohereForCausalLM"
 
 
 def _fault(name: str, what: str, apply: Any, applies: Any = rotary, sites: Any = _SITES) -> Fault:
@@ -246,14 +259,14 @@ FAULTS: tuple[Fault, ...] = (
         "keys are not rotated",
         lambda s: _not_rotated(s, "k"),
         _can_skip,
-        at("attn.rot_k"),
+        _rotations("k"),
     ),
     _fault(
         "rope_queries_not_rotated",
         "queries are not rotated",
         lambda s: _not_rotated(s, "q"),
         _can_skip,
-        at("attn.rot_q"),
+        _rotations("q"),
     ),
 )
 

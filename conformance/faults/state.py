@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from conformance.faults.base import Fault, exactly
-from conformance.faults.inject import attention, edited, editing, exposed, overwritten
+from conformance.faults.inject import attends, attention, edited, editing, exposed, overwritten
 from conformance.faults.norms import norm, norm_weight
 
 if TYPE_CHECKING:
@@ -114,6 +114,6 @@ FAULTS: tuple[Fault, ...] = (
     _fault(
         "weight_drifts", "a norm's weight changes by use", _weight_drifts, "ln1", _has_norm_weight
     ),
-    _fault("runs_counted", "a buffer changes by use", _runs_counted, "attn.runs"),
-    _fault("training_left_on", "attention is in training mode", _training, "attn"),
+    _fault("runs_counted", "a buffer changes by use", _runs_counted, "attn.runs", attends),
+    _fault("training_left_on", "attention is in training mode", _training, "attn", attends),
 )

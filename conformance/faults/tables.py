@@ -11,7 +11,6 @@ import torch
 from conformance.faults.inject import (
     attention,
     called_with,
-    delegates,
     original,
     overwritten,
 )
@@ -119,6 +118,13 @@ def turned_once(
     return torch.cat([joined.to(x.dtype), rest], dim=-1)
 
 
+def _turned(turns: torch.Tensor, change: Retable) -> torch.Tensor:
+    """Another table of complex numbers [..., pos, pairs], one for each angle."""
+    pairs = turns.shape[-1]
+    cos, sin = change(*(torch.cat([part, part], dim=-1) for part in (turns.real, turns.imag)))
+    return torch.complex(cos[..., :pairs].contiguous(), sin[..., :pairs].contiguous())
+
+
 @contextlib.contextmanager
 def rotary_changed(subject: LensModel, layer: int, change: Retable) -> Iterator[None]:
     """Another table for one layer, wherever this port keeps it."""
@@ -132,8 +138,8 @@ def rotary_changed(subject: LensModel, layer: int, change: Retable) -> Iterator[
         ):
             yield
         return
-    if delegates(subject):
-        table = original(module).embed_positions
+    table = getattr(original(module), "embed_positions", None)
+    if table is not None:
         half = table.shape[-1] // 2
         cos, sin = change(table[:, half:], table[:, :half])
         with overwritten(table, lambda _: torch.cat([sin, cos], dim=-1)):
@@ -141,7 +147,9 @@ def rotary_changed(subject: LensModel, layer: int, change: Retable) -> Iterator[
         return
 
     def replace(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, "position_embeddings": change(*kwargs["position_embeddings"])}
+        given = kwargs["position_embeddings"]
+        other = _turned(given, change) if isinstance(given, torch.Tensor) else change(*given)
+        return args, {**kwargs, "position_embeddings": other}
 
     with called_with(module, replace):
         yield

@@ -199,9 +199,8 @@ def _reordered(name: str) -> Callable[[LensModel], Any]:
 
 def _has_accessor(name: str) -> Callable[[LensModel], bool]:
     def applies(subject: LensModel) -> bool:
-        return subject.dims.n_kv_heads > 1 and isinstance(
-            getattr(type(subject.model), name, None), property
-        )
+        shown = isinstance(getattr(type(subject.model), name, None), property)
+        return shown and subject.dims.n_kv_heads > 1 and subject.family.regular
 
     return applies
 
@@ -235,7 +234,7 @@ def after_processing(
 
 def _gain(subject: LensModel, before: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     w = before[name]
-    offset = subject.family.norm_offset and hasattr(subject.model, "original_model")
+    offset = subject.family.of(_LAYER).norm_offset and hasattr(subject.model, "original_model")
     return 1 + w if offset else w
 
 

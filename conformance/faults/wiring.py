@@ -159,13 +159,14 @@ def _positions_count_padding(subject: LensModel) -> Any:
 
 
 def _learned(subject: LensModel) -> bool:
-    return subject.family.pos_embed is not None and exposed(subject, "pos_embed")
+    shown = exposed(subject, "pos_embed") and hasattr(subject.model, "pos_embed")
+    return subject.family.pos_embed is not None and shown
 
 
 def _skipped_rows(subject: LensModel) -> int:
     """How many rows before position 0 this port's position table keeps (OPT: 2)."""
     offset = subject.family.pos_offset
-    if subject.family.pos_embed is None or not offset:
+    if not _learned(subject) or not offset:
         return 0
     return offset if getattr(original(subject.model.pos_embed), "offset", 0) == offset else 0
 
@@ -237,7 +238,7 @@ FAULTS: tuple[Fault, ...] = (
         "attention and MLP read the same stream",
         _parallel,
         lambda s: (f"{_PRE}.resid_mid", f"{_PRE}.ln2"),
-        lambda s: not s.family.parallel and has_norm(f"{_PRE}.ln2")(s),
+        lambda s: not s.family.of(_LAYER).parallel and has_norm(f"{_PRE}.ln2")(s),
     ),
     Fault(
         "sequential_for_parallel",
@@ -245,7 +246,7 @@ FAULTS: tuple[Fault, ...] = (
         "the MLP reads attention's output too",
         _sequential,
         at("mlp.pre"),
-        lambda s: s.family.parallel,
+        lambda s: s.family.of(_LAYER).parallel and exposed(s, f"{_PRE}.attn_out"),
     ),
     Fault(
         "residual_scaled",

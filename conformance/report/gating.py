@@ -22,6 +22,8 @@ _COUNTED = {
     "INCOMPLETE": ("problem of the files", "problems of the files"),
     "ANOTHER FAILURE": ("failure of another kind", "failures of another kind"),
     "UNEXPECTED PASS": ("unexpected pass", "unexpected passes"),
+    "STALE ENTRY": ("stale entry of the ledger", "stale entries of the ledger"),
+    "UNCOVERED": ("architecture not covered", "architectures not covered"),
     "NOT EXECUTED": ("check no longer executed", "checks no longer executed"),
 }
 _QUIET = {"known defect": "now listed as a known defect"}

@@ -8,7 +8,6 @@ from conformance.checks.names import CHECKS
 from conformance.records import read
 from conformance.report import REPORT
 from conformance.report.names import judged, not_judged, rows
-from conformance.report.stale import describe_stale
 from conformance.report.tables import fenced, table
 from conformance.report.terminal import (
     WORDS,
@@ -51,7 +50,7 @@ def page(records: Records) -> str:
             lines += [*fenced(explain(abridged(verdict, shown))), ""]
     if records.stale:
         lines += ["## Stale expected failures", "", _STALE, ""]
-        lines += [*(f"- {describe_stale(one)}" for one in records.stale), ""]
+        lines += [*(f"- {one.describe()}" for one in records.stale), ""]
     if expected:
         lines += ["## Expected failures", "", *_expected(expected), ""]
     if doubts := _contradictions(verdicts):

@@ -15,16 +15,4 @@ def stale_lines(stale: Sequence[Stale]) -> list[str]:
     if not stale:
         return []
     hint = "take it out of the ledger, or have `conformance ledger update` propose it"
-    return [*(f"STALE: {describe_stale(one)}" for one in stale), f"  hint: {hint}"]
-
-
-def describe_stale(stale: Stale) -> str:
-    """``expected_failures.toml:43: bridge / loss: gpt2 no longer fails as listed (docs/x.md)``."""
-    names = ", ".join(stale.names)
-    said = {
-        "entry": f"no port fails as listed: {names}",
-        "models": f"no longer as listed: {names}",
-        "kinds": f"nothing fails any more at {names}",
-    }[stale.what]
-    line = f":{stale.line}" if stale.line else ""
-    return f"{stale.file}{line}: {stale.subject} / {stale.check}: {said} ({stale.link})"
+    return [*(f"STALE: {one.describe()}" for one in stale), f"  hint: {hint}"]
