@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ARTIFACTS = "CONFORMANCE_ARTIFACTS"
 #: Width and height of what people look with.
 SIZES = {"desktop": (1440, 1000), "phone": (375, 812)}
+_PATIENCE_S = 600
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _ADVICE = "apt-get install --no-install-recommends chromium chromium-driver"
 
@@ -47,6 +48,7 @@ def chromium(profile: Path) -> Iterator[Chrome]:
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser.set_script_timeout(_PATIENCE_S)  # a machine may have other work
     try:
         yield browser
     finally:

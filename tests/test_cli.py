@@ -55,7 +55,7 @@ def test_a_run_shows_progress_a_table_and_the_records(tmp_path: Path) -> None:
     rows = [line.split() for line in lines]
     assert ["model", "subject", "weights", "loss"] in rows
     assert ["sub.half", "bridge", "pass", "CRASH"] in rows
-    assert "FAIL: sub.fail / bridge / loss (GPT2LMHeadModel, twin weights)" in lines
+    assert "FAIL: sub.fail / bridge / loss (GPT2LMHeadModel, twin weights, in float32)" in lines
     assert "6 verdicts: 3 passed, 2 failed, 1 crashed" in lines
     assert lines[-2:] == [
         "records: conformance-out/records.jsonl",

@@ -162,6 +162,7 @@ def test_junit_carries_the_numbers(menagerie: Finished) -> None:
     assert (properties.pop("peak_bytes") or "").isdigit()
     assert properties == {
         "model": "sub.fail",
+        "dtype": "float32",
         "subject": "bridge",
         "check": "logits",
         "outcome": "failed",
