@@ -27,6 +27,8 @@ from conformance.weights import canonical
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from conformance.families import Family
+
 LAYER = 1
 every_twin = pytest.mark.parametrize("twin", TWINS)
 Weights = dict[str, torch.Tensor]
@@ -234,7 +236,7 @@ def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: in
     fam, found = described(twin, twin_cache)[0].of(layer), ran(twin, twin_cache)
     at = f"blocks.{layer}."
     x = found[at + ("ln2" if fam.ln2 else "ln1" if fam.mlp_reads_ln1 else "resid_mid")]
-    w = {k.removeprefix(at + "mlp."): v for k, v in weights.items() if k.startswith(at + "mlp.")}
+    w = _of_mlp(weights, at, fam)
     if fam.moe:
         logits = x.flatten(0, 1) @ w["W_router"] + w.get("b_router", 0)
         same(logits, found[at + "mlp.router_logits"])
@@ -247,6 +249,12 @@ def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: in
             same(x @ w[linear] + w.get("b_in", 0), found[at + "mlp.pre_linear"])
         out = (found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)) * fam.mlp_multiplier
     same(out * fam.multiplier("mlp_out"), found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
+
+
+def _of_mlp(weights: Weights, at: str, fam: Family) -> Weights:
+    """A block's weights of its MLP, without the MLP's name: ours, or HuggingFace's."""
+    starts = (f"{at}{fam.mlp}.", f"{at}mlp.")
+    return {k.removeprefix(s): v for s in starts for k, v in weights.items() if k.startswith(s)}
 
 
 def _sinusoids(positions: int, width: int) -> torch.Tensor:
@@ -312,7 +320,7 @@ def test_routers_choose_clearly_and_by_all_they_have(
         if not fam.of(layer).moe:
             continue
         start = f"blocks.{layer}.mlp."
-        w = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+        w = _of_mlp(weights, f"blocks.{layer}.", fam.of(layer))
         k, changed = config.num_experts_per_tok, 0
         for logits in found[f"{start}router_logits"]:
             scores, choice = scored(logits, w, config)

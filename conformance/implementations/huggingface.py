@@ -52,6 +52,9 @@ _PRODUCTS = frozenset(
 _SOFTMAXES = frozenset({torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax})
 _CATS = frozenset({torch.cat, torch.concat})
 
+#: Classes published without a head -> the class that adds it: their embedding.
+HEADLESS = {"BloomModel": "BloomForCausalLM"}
+
 #: Sites that the attention tap edits itself: they are no module's input or output. (The first two
 #: are, where norms follow the rotation.)
 _EDITED_BY_TAP = ("attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern")
@@ -552,7 +555,8 @@ def load(
             f"models.toml says {architecture}",
             "correct `architecture` of this model in models.toml",
         )
-    cls = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+    whole = HEADLESS.get(architecture, architecture)
+    cls = getattr(transformers, whole, transformers.AutoModelForCausalLM)
     overrides: dict[str, Any] = {}
     if dtype == torch.float64 and getattr(config, "reorder_and_upcast_attn", False):
         # The same sums in float32, in another order; GPT-2 raises where scores are wider.
