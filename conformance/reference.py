@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from conformance import SEEDS
 from conformance.errors import TraceError
+from conformance.media import generated
 from conformance.prompts import Prompt, build
 from conformance.trace import Trace, TraceWriter
 
@@ -62,6 +63,7 @@ DOUBLED_SKIPS = frozenset({"long"})
 
 _TRACING_MODULES = (
     "conformance.reference",
+    "conformance.media",
     "conformance.prompts",
     "conformance.precision",
     "conformance.families.base",
@@ -150,6 +152,11 @@ class Reference:
             name,
             self.trace[f"{name}/tokens"].clone(),
             self.trace[mask].clone() if mask in self.trace else None,
+            {
+                key.removeprefix(f"{name}/extra:"): self.trace[key].clone()
+                for key in self.trace
+                if key.startswith(f"{name}/extra:")
+            },
         )
 
     @property
@@ -278,7 +285,8 @@ def _run(
 
     tokenizer = load_tokenizer(checkpoint)
     truth_model = load(torch.float64)
-    prompts, left_out = build(truth_model.dims, tokenizer, model.prompts)
+    media = generated(truth_model.model.config, truth_model.dims)
+    prompts, left_out = build(truth_model.dims, tokenizer, model.prompts, media)
     facts: dict[str, Any] = {
         "dtype": model.dtype,
         "prompts": [p.name for p in prompts],
@@ -321,6 +329,8 @@ def _trace_prompt(model: HuggingFaceModel, prompt: Prompt, writer: TraceWriter) 
     writer.add(f"{prompt.name}/tokens", prompt.tokens)
     if prompt.mask is not None:
         writer.add(f"{prompt.name}/mask", prompt.mask)
+    for name, tensor in prompt.extra.items():
+        writer.add(f"{prompt.name}/extra:{name}", tensor)
     logits = model.run(
         prompt,
         on_site,
@@ -332,7 +342,8 @@ def _trace_prompt(model: HuggingFaceModel, prompt: Prompt, writer: TraceWriter) 
 
 def _doubled(prompt: Prompt) -> Prompt:
     mask = None if prompt.mask is None else prompt.mask.repeat(2, 1)
-    return Prompt(prompt.name, prompt.tokens.repeat(2, 1), mask)
+    extra = {k: v.repeat(2, *(1,) * (v.ndim - 1)) for k, v in prompt.extra.items()}
+    return Prompt(prompt.name, prompt.tokens.repeat(2, 1), mask, extra)
 
 
 def _store_parameters(model: HuggingFaceModel, writer: TraceWriter) -> None:

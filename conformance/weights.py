@@ -157,6 +157,10 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         if fam.down:
             dense(f"{name}.mlp", fam.at(fam.down, layer), "W_out", "b_out")
     fam = whole
+    for tower in fam.towers:
+        for key, tensor in parameters.items():
+            if key == tower or key.startswith(f"{tower}."):
+                out[key] = Weight(tensor, key)
     norm("ln_final", fam.ln_final)
     if fam.head:
         for key, tensor in parameters.items():

@@ -20,7 +20,9 @@ from conformance.checkpoints.twin_catalogue import TWINS, WINDOW
 from conformance.diagnose import facts
 from conformance.errors import FamilyError
 from conformance.families import architectures, family
+from conformance.media import generated
 from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS, parse
+from conformance.prompts import MEDIA
 from conformance.spec import TwinSource, load_spec
 from conformance.weights import canonical
 
@@ -108,9 +110,12 @@ def test_every_path_exists(twin: str, twin_cache: Path) -> None:
 
 
 @every_twin
-@pytest.mark.parametrize("prompt", ["sixteen", "padded_left"])
+@pytest.mark.parametrize("prompt", ["sixteen", "padded_left", MEDIA])
 def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache: Path) -> None:
     fam, d = described(twin, twin_cache)
+    model = huggingface(twin, twin_cache)
+    if prompt == MEDIA and generated(model.model.config, d) is None:
+        return  # text alone
     found = ran(twin, twin_cache, prompt)
     due = {k.name for k in GLOBAL_KINDS if k.name not in {*fam.absent(), "logits"}}
     for layer in range(d.n_layers):
@@ -190,12 +195,12 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
         return
     # Which key/value head belongs to which query head, seen where they meet.
     v = found[at + "attn.v"]
-    if clip := getattr(huggingface(twin, twin_cache).model.config, "clip_qkv", None):
+    if clip := getattr(huggingface(twin, twin_cache).config, "clip_qkv", None):
         v = v.clamp(-clip, clip)
     v = v.repeat_interleave(d.group, dim=2)
     mixed = torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v)
     if fam.o_norm:
-        rule = facts.norm(huggingface(twin, twin_cache).model.config, fam)
+        rule = facts.norm(huggingface(twin, twin_cache).config, fam)
         mixed = rule(mixed.flatten(-2), weights[at + "attn.o_norm.w"]).unflatten(-1, z.shape[-2:])
     if fam.attn_gate:
         gate = x @ weights[f"{at}{fam.attn_gate}.weight"].T
@@ -240,7 +245,7 @@ def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: in
     if fam.moe:
         logits = x.flatten(0, 1) @ w["W_router"] + w.get("b_router", 0)
         same(logits, found[at + "mlp.router_logits"])
-        out = mixture(x.flatten(0, 1), logits, w, huggingface(twin, twin_cache).model.config)
+        out = mixture(x.flatten(0, 1), logits, w, huggingface(twin, twin_cache).config)
         out = out.reshape(x.shape)
     else:
         pre, linear = ("W_gate", "W_in") if fam.gated else ("W_in", None)
@@ -270,7 +275,7 @@ def test_the_weights_reproduce_embedding_and_unembedding(
 ) -> None:
     fam, d = described(twin, twin_cache)
     found = ran(twin, twin_cache)
-    tokens, config = found.prompt.tokens, huggingface(twin, twin_cache).model.config
+    tokens, config = found.prompt.tokens, huggingface(twin, twin_cache).config
     embedded = weights["embed.W_E"][tokens] * (d.d_model**0.5 if fam.embed_scaled else 1)
     if fam.embed_ln:
         rule = facts.norm(config, fam)
@@ -305,7 +310,7 @@ def test_some_pre_activations_pass_the_limit_that_clamps_experts(twin_cache: Pat
     at = f"blocks.{LAYER}.mlp.experts.0."
     for letter in ("gate", "in"):
         pre = x @ weights[f"{at}W_{letter}"].tensor + weights[f"{at}b_{letter}"].tensor
-        passed = float((pre > model.model.config.swiglu_limit).double().mean())
+        passed = float((pre > model.config.swiglu_limit).double().mean())
         assert 0.0005 < passed < 0.1, letter
 
 
@@ -315,7 +320,7 @@ def test_routers_choose_clearly_and_by_all_they_have(
 ) -> None:
     """No near-tie, which rounding could turn; and a correction bias changes what is chosen."""
     fam, d = described(twin, twin_cache)
-    config, found = huggingface(twin, twin_cache).model.config, ran(twin, twin_cache)
+    config, found = huggingface(twin, twin_cache).config, ran(twin, twin_cache)
     for layer in range(d.n_layers):
         if not fam.of(layer).moe:
             continue
@@ -344,11 +349,16 @@ def test_no_parameter_is_neutral(twin: str, twin_cache: Path) -> None:
         assert parameter.unique().numel() > 0.9 * parameter.numel(), name
 
 
+_UNROTATED_TOWERS = ("model.vision_tower.encoder.", "model.vision_model.encoder.")
+
+
 @every_twin
 def test_every_parameter_moves_the_logits(twin: str, twin_cache: Path) -> None:
     """Set to what a checkpoint without it would have, each changes the logits by 1 % or more."""
     model = huggingface(twin, twin_cache)
-    prompt, truth = ran(twin, twin_cache).prompt, ran(twin, twin_cache).logits
+    sees = generated(model.model.config, model.dims) is not None
+    found = ran(twin, twin_cache, MEDIA if sees else "sixteen")
+    prompt, truth = found.prompt, found.logits
     silent = _without_effect(model)
     for name, parameter in model.model.named_parameters():
         scale = parameter.ndim == 1 and name.endswith(".weight") and not model.family.norm_offset
@@ -365,8 +375,25 @@ def test_every_parameter_moves_the_logits(twin: str, twin_cache: Path) -> None:
 
 
 def _without_effect(model: Any) -> set[str]:
-    """Biases of keys that are not rotated: a query adds the same to all its scores."""
-    found: set[str] = set()
+    """Biases of keys that are not rotated: a query adds the same to all its scores.
+
+    And what of a tower is not read: LLaVA takes the last layer but one; Emu3's makes tokens.
+    """
+    found = {
+        name
+        for name, _ in model.model.named_parameters()
+        if name.startswith(_UNROTATED_TOWERS) and name.endswith(".k_proj.bias")
+    }
+    config = model.model.config
+    kind, vision = config.model_type, getattr(config, "vision_config", None)
+    unread: tuple[str, ...] = ("model.vqmodel.",) if kind == "emu3" else ()
+    if vision is not None and kind in ("llava", "llava_next", "llava_onevision"):
+        kept = vision.num_hidden_layers + config.vision_feature_layer + 1
+        layers = range(kept, vision.num_hidden_layers)
+        unread += (*(f"model.vision_tower.encoder.layers.{i}." for i in layers),)
+        unread += ("model.vision_tower.post_layernorm.",)
+    if unread:
+        found |= {n for n, _ in model.model.named_parameters() if n.startswith(unread)}
     for layer in range(model.dims.n_layers):
         own = model.family.of(layer)
         if own.k and not own.rotary and own.qk_norm is None:
@@ -403,7 +430,7 @@ def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
         allowed = (distance >= 0) & (distance < reach)
         assert not bool((seen & ~allowed).any()), layer
         if fam.of(layer).indexed:
-            topk = huggingface(twin, twin_cache).model.config.index_topk
+            topk = huggingface(twin, twin_cache).config.index_topk
             count = (found[f"blocks.{layer}.attn.pattern"] > 0).sum(-1)
             assert bool((count == torch.arange(1, length + 1).clamp(max=topk)).all()), layer
             continue

@@ -51,7 +51,7 @@ def build_twin(name: str, seed: int, target: Path) -> None:
         model = getattr(transformers, twin.architecture)._from_config(config, dtype=torch.float32)
     fill(model, seed, twin.gains)
     model.save_pretrained(target)
-    save_tokenizer(target, config.vocab_size)
+    save_tokenizer(target, config.get_text_config().vocab_size)
 
 
 def fill(model: torch.nn.Module, seed: int, gains: Mapping[str, float] | None = None) -> None:

@@ -37,9 +37,9 @@ def sequences(dims: Dims, scope: Scope) -> dict[str, torch.Tensor]:
     generator = seeded("sequences")
     names = [f"unequal{i}" for i in range(len(LENGTHS))] + [f"equal{i}" for i in range(EQUAL)]
     # The first ids are special tokens in every vocabulary we know of.
-    first = min(4, dims.d_vocab - 1)
+    first = min(4, dims.n_ids - 1)
     return {
-        name: torch.randint(first, dims.d_vocab, (length,), generator=generator)
+        name: torch.randint(first, dims.n_ids, (length,), generator=generator)
         for name, length in zip(names, lengths, strict=True)
     }
 

@@ -349,7 +349,7 @@ def _cache(
         lambda name, value: seen.update({name: value.clone()}) if name in sites else None,
     )
     # OLMo clips keys after the site that shows them.
-    clip = getattr(model.model.config, "clip_qkv", None) or math.inf
+    clip = getattr(model.config, "clip_qkv", None) or math.inf
     for site, layer in sites.items():
         yield f"unrotated/{layer}", seen[site][0].clamp(-clip, clip)
 

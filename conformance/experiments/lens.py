@@ -76,7 +76,7 @@ class Lens(Experiment):
         if PROMPT not in on.prompts:
             return
         model, prompt = on.model, on.scope.cut(on.prompts[PROMPT])
-        fam, d, config = model.family, model.dims, model.model.config
+        fam, d, config = model.family, model.dims, model.config
         weights = canonical(model.parameters(), fam, d)
         seen, unembedded = _watched(on, prompt)
         last = f"blocks.{d.n_layers - 1}.resid_post"
@@ -109,7 +109,7 @@ class Lens(Experiment):
     def facts(self, on: Apparatus) -> dict[str, Any]:
         from conformance.diagnose import facts
 
-        config = on.model.model.config
+        config = on.model.config
         cap = facts.first(config, "final_logit_softcapping")
         return {
             "scale": facts.logit_scale(config)[0],

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from conformance.errors import FamilyError
-from conformance.families import decoders, dense, experts, latent, recurrent
+from conformance.families import decoders, dense, experts, latent, multimodal, recurrent
 from conformance.families.base import Dims, Family, dims
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _FAMILIES: Mapping[str, Family | Callable[[Any], Family]] = {
     **experts.FAMILIES,
     **latent.FAMILIES,
     **recurrent.FAMILIES,
+    **multimodal.FAMILIES,
 }
 
 

@@ -74,6 +74,8 @@ class Family:
         mlp_multiplier: what the MLP's last projection is multiplied by inside its module.
         unnamed: modules or parameters, relative to the block, that TransformerLens has no name
             for (a latent projection, say): they keep HuggingFace's.
+        towers: modules beside the language model that make embeddings of images or sounds: their
+            parameters keep HuggingFace's names.
         layers: where layers differ, one description for each; empty where all are alike.
     """
 
@@ -137,6 +139,7 @@ class Family:
     mlp_multiplier: float = 1.0
     notes: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
+    towers: tuple[str, ...] = ()
     layers: tuple[Family, ...] = ()
 
     @property
@@ -243,11 +246,12 @@ def like(base: Family, architecture: str, **changes: Any) -> Family:
 
 @dataclass(frozen=True, slots=True)
 class Dims:
-    """Sizes of one checkpoint, read from its HuggingFace config.
+    """Sizes of one checkpoint's language model, read from its HuggingFace config.
 
     ``d_head`` is that of queries and keys, ``d_head_v`` that of values. ``windows`` has for each
     layer how many tokens back it sees, itself included; ``chunks`` the length of the chunks that
-    see nothing of each other (empty: no layer has any).
+    see nothing of each other (empty: no layer has any). ``stand_ins`` counts the last ids, which
+    stand for images and sounds.
     """
 
     n_layers: int
@@ -261,6 +265,12 @@ class Dims:
     windows: tuple[int | None, ...]
     d_head_v: int
     chunks: tuple[int | None, ...] = ()
+    stand_ins: int = 0
+
+    @property
+    def n_ids(self) -> int:
+        """Ids below this one are text."""
+        return self.d_vocab - self.stand_ins
 
     def chunk(self, layer: int) -> int | None:
         """The length of a layer's chunks, or None."""
@@ -280,8 +290,25 @@ def _first(config: Any, *names: str, default: Any = None) -> Any:
     return default
 
 
+#: How names of settings end whose token stands for an image or a sound, or for its bounds.
+_STAND_INS = ("_token_id", "_token_index")
+_OF_TEXT = ("_pad", "pad", "bos", "eos", "decoder_start", "sep", "unk", "mask", "cls")
+
+
+def _stand_ins(config: Any, d_vocab: int) -> int:
+    """How many of the last ids stand for images and sounds."""
+    stated = {k: v for k, v in config.to_dict().items() if k.endswith(_STAND_INS)}
+    found = [
+        v
+        for k, v in stated.items()
+        if isinstance(v, int) and d_vocab // 2 < v < d_vocab and not k.startswith(_OF_TEXT)
+    ]
+    return d_vocab - min(found, default=d_vocab)
+
+
 def dims(config: Any) -> Dims:
     """Sizes from a HuggingFace config, whatever its architecture calls them."""
+    whole, config = config, config.get_text_config()
     n_layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     n_heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads", default=0)
     d_model = _first(config, "hidden_size", "n_embd", "d_model")
@@ -315,6 +342,7 @@ def dims(config: Any) -> Dims:
         ),
         d_head_v=config.v_head_dim if latent else d_head,
         d_vocab=config.vocab_size,
+        stand_ins=0 if whole is config else _stand_ins(whole, config.vocab_size),
         n_ctx=_first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=2048),
         n_experts=_first(config, "num_local_experts", "num_experts", "n_routed_experts", default=0),
         windows=windows,

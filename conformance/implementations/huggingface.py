@@ -201,6 +201,11 @@ class HuggingFaceModel:
         parameters = inspect.signature(self.model.forward).parameters
         self._takes_position_ids = "position_ids" in parameters
 
+    @property
+    def config(self) -> Any:
+        """The config of the language model, whatever else there is."""
+        return self.model.config.get_text_config()
+
     def parameters(self) -> dict[str, torch.Tensor]:
         """All that a checkpoint holds, by HuggingFace's names: parameters (tied ones once, under
         their first name) and buffers that are stored with them (a router's correction bias)."""
@@ -243,7 +248,7 @@ class HuggingFaceModel:
         grad: bool = False,
     ) -> torch.Tensor:
         """See :class:`conformance.implementations.base.Implementation`."""
-        inputs: dict[str, torch.Tensor] = {"input_ids": prompt.tokens}
+        inputs = {"input_ids": prompt.tokens, **prompt.given(self.dtype)}
         if prompt.mask is not None:
             inputs["attention_mask"] = prompt.mask
             if self._takes_position_ids:

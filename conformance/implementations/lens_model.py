@@ -284,6 +284,7 @@ class LensModel(ABC):
         kwargs: dict[str, Any] = {"return_type": return_type, "loss_per_token": True}
         if prompt.mask is not None:
             kwargs["attention_mask"] = prompt.mask
+        kwargs |= prompt.given(self.dtype)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.session(grad=grad))
             second = ("ln_final",) if self.family.one_norm else ()
