@@ -1,4 +1,4 @@
-"""A generated image or sound amid text, for models that see or hear.
+"""A generated image or sound amid text, for models that see or hear; for BERT, two sentences.
 
 What a processor would make of a picture or a wave is normalised numbers of a certain shape; here
 they are drawn from a seed. The tokens that stand for it come in the number that the model's own
@@ -129,21 +129,25 @@ _TYPES: Mapping[str, str] = {
 
 
 def generated(config: Any, dims: Dims) -> Prompt | None:
-    """A prompt of one image or sound amid random text; None for models of text alone.
+    """A prompt of one image or sound amid random text, or of two sentences that the model tells
+    apart; None for models of plain text.
 
     Args:
         config: the checkpoint's HuggingFace config, whole.
     """
     import torch
 
+    generator = torch.Generator().manual_seed(SEEDS["prompts"])
+    text = torch.randint(4, dims.n_ids, (1, _BEFORE + _AFTER), generator=generator)
+    if config.model_type == "bert":
+        second = (torch.arange(text.shape[1]) >= _BEFORE).long()[None]
+        return Prompt(MEDIA, text, extra={"token_type_ids": second})
     make = _MADE.get(config.model_type)
     if make is None:
         return None
     extra, n = make(config)
     names = ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index")
     stand_in = next(v for name in names if (v := getattr(config, name, None)) is not None)
-    generator = torch.Generator().manual_seed(SEEDS["prompts"])
-    text = torch.randint(4, dims.n_ids, (1, _BEFORE + _AFTER), generator=generator)
     shown = torch.full((1, n), stand_in)
     tokens = torch.cat([text[:, :_BEFORE], shown, text[:, _BEFORE:]], dim=1)
     if kind := _TYPES.get(config.model_type):

@@ -157,7 +157,9 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         if fam.down:
             dense(f"{name}.mlp", fam.at(fam.down, layer), "W_out", "b_out")
     fam = whole
-    for tower in fam.towers:
+    for tower in (*fam.towers, fam.transform, fam.type_embed):
+        if tower is None:
+            continue
         for key, tensor in parameters.items():
             if key == tower or key.startswith(f"{tower}."):
                 out[key] = Weight(tensor, key)
@@ -171,6 +173,8 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         key, head = out["embed.W_E"].source, out["embed.W_E"].tensor
     out["unembed.W_U"] = Weight(head.T, key)
     key, bias = get(fam.unembed, "bias")
+    if fam.unembed_bias:
+        key, bias = fam.unembed_bias, parameters[fam.unembed_bias]
     if bias is not None:
         out["unembed.b_U"] = Weight(bias, key)
     return out

@@ -73,7 +73,10 @@ _IN_BLOCK = (
     *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
     *("shared", "shared_gate", "kv_latent", "attn_gate", "o_norm", "down_norm"),
 )
-_GLOBAL = ("embed", "ln_final", "head", "unembed", "pos_embed", "embed_ln")
+_GLOBAL = (
+    *("embed", "ln_final", "head", "unembed", "pos_embed", "embed_ln"),
+    *("type_embed", "transform"),
+)
 _NO_PATHS = {
     "architecture",
     "block",
@@ -82,6 +85,7 @@ _NO_PATHS = {
     "qk_norm",
     "expert_layout",
     "attn_gate_by",
+    "unembed_bias",
 }
 
 
@@ -180,7 +184,7 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
     whole, d = described(twin, twin_cache)
     fam, found = whole.of(layer), ran(twin, twin_cache)
     at = f"blocks.{layer}."
-    x = found[at + ("ln1" if fam.ln1 else "resid_pre")]
+    x = found[at + fam.attn_reads]
     for letter in "QKV" if fam.q or fam.qkv else "":
         value = torch.einsum("bpm,hmd->bphd", x, weights[f"{at}attn.W_{letter}"])
         value = value + weights.get(f"{at}attn.b_{letter}", 0)
@@ -240,7 +244,7 @@ def test_the_weights_reproduce_the_mlp(twin: str, twin_cache: Path, weights: Wei
 def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: int) -> None:
     fam, found = described(twin, twin_cache)[0].of(layer), ran(twin, twin_cache)
     at = f"blocks.{layer}."
-    x = found[at + ("ln2" if fam.ln2 else "ln1" if fam.mlp_reads_ln1 else "resid_mid")]
+    x = found[at + fam.mlp_reads]
     w = _of_mlp(weights, at, fam)
     if fam.moe:
         logits = x.flatten(0, 1) @ w["W_router"] + w.get("b_router", 0)
@@ -277,6 +281,8 @@ def test_the_weights_reproduce_embedding_and_unembedding(
     found = ran(twin, twin_cache)
     tokens, config = found.prompt.tokens, huggingface(twin, twin_cache).config
     embedded = weights["embed.W_E"][tokens] * (d.d_model**0.5 if fam.embed_scaled else 1)
+    if fam.type_embed:  # of token type 0, and before the norm with the positions
+        embedded = embedded + weights[f"{fam.type_embed}.weight"][0] + found["pos_embed"]
     if fam.embed_ln:
         rule = facts.norm(config, fam)
         embedded = rule(embedded, weights.get("embed_ln.w"), weights.get("embed_ln.b"))
@@ -286,7 +292,7 @@ def test_the_weights_reproduce_embedding_and_unembedding(
         table = table[fam.pos_offset :]
         assert table.shape[0] == d.n_ctx
         same(table[: tokens.shape[1]][None], found["pos_embed"])
-    normed = found["ln_final"]
+    normed = found["ln_final" if fam.ln_final else f"blocks.{d.n_layers - 1}.resid_post"]
     if fam.head:
         normed = huggingface(twin, twin_cache).model.get_submodule(fam.head)(normed)
     logits = normed @ weights["unembed.W_U"] + weights.get("unembed.b_U", 0)
@@ -428,13 +434,15 @@ def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
         seen = (found[f"blocks.{layer}.attn.pattern"] != 0).any(0).any(0)
         reach = length if window is None else window
         allowed = (distance >= 0) & (distance < reach)
+        if not fam.causal:
+            allowed |= distance < 0
         assert not bool((seen & ~allowed).any()), layer
         if fam.of(layer).indexed:
             topk = huggingface(twin, twin_cache).config.index_topk
             count = (found[f"blocks.{layer}.attn.pattern"] > 0).sum(-1)
             assert bool((count == torch.arange(1, length + 1).clamp(max=topk)).all()), layer
             continue
-        near = (distance >= 0) & (distance < min(reach, 8))
+        near = (distance >= (0 if fam.causal else -8)) & (distance < min(reach, 8))
         if chunk := d.chunk(layer):
             of = torch.arange(length) // chunk
             other = of[:, None] != of[None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from conformance.checkpoints import catalogue_multimodal
+from conformance.checkpoints import catalogue_encoders, catalogue_multimodal
 from conformance.checkpoints.twin import Twin
 
 if TYPE_CHECKING:
@@ -804,5 +804,6 @@ TWINS: Mapping[str, Twin] = {
         "qwen3_5_moe_text",
         {**_DELTA_NET, "num_hidden_layers": 4, "layer_types": _LINEAR_LAYERS, **_PARTIAL_ROPE},
     ),
+    **catalogue_encoders.TWINS,
     **catalogue_multimodal.TWINS,
 }

@@ -68,7 +68,8 @@ def _expected_components(context: Context) -> list[str]:
     from conformance.implementations.base import BLOCK_COMPONENTS
 
     fam, layers = context.subject.family, range(context.subject.dims.n_layers)
-    names = ["ln_final", "unembed", *(f"blocks.{i}" for i in layers)]
+    last = ["ln_final"] if fam.ln_final else []
+    names = [*last, "unembed", *(f"blocks.{i}" for i in layers)]
     for part in BLOCK_COMPONENTS:
         names += [f"blocks.{i}.{part}" for i in layers if getattr(fam.of(i), part) is not None]
     return names

@@ -94,7 +94,8 @@ class Lens(Experiment):
             direction = (
                 weights["unembed.W_U"].tensor[:, right] - weights["unembed.W_U"].tensor[:, wrong]
             )
-            yield "attributions", _attributions(on, seen, config, direction.double())
+            if not fam.post_norm:
+                yield "attributions", _attributions(on, seen, config, direction.double())
         for layer in on.scope.layers if fam.regular else ():
             at = f"blocks.{layer}"
             w_o = weights[f"{at}.attn.W_O"].tensor.double() * fam.residual_multiplier

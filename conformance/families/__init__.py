@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from conformance.errors import FamilyError
-from conformance.families import decoders, dense, experts, latent, multimodal, recurrent
+from conformance.families import decoders, dense, encoders, experts, latent, multimodal, recurrent
 from conformance.families.base import Dims, Family, dims
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = ["Dims", "Family", "architectures", "dims", "family"]
 _FAMILIES: Mapping[str, Family | Callable[[Any], Family]] = {
     **decoders.FAMILIES,
     **dense.FAMILIES,
+    **encoders.FAMILIES,
     **experts.FAMILIES,
     **latent.FAMILIES,
     **recurrent.FAMILIES,

@@ -23,10 +23,17 @@ class Family:
         block: path of one block.
         embed, pos_embed, embed_ln: token embedding, learned positions, norm after embedding (which
             may be the final one, called twice).
+        unembed_bias: where its bias is a parameter of its own.
+        transform: what lies between the last block and the final norm.
         head: what lies between the final norm and the unembedding and is not linear.
         pos_offset: rows of the position table before position 0 (OPT keeps 2).
+        type_embed: embeddings of token types (first or second sentence).
+        own_positions: the model counts positions itself, from its padding token.
         ln1, ln1_post, ln2, ln2_post: norms before and after attention and MLP, relative to the
             block.
+        post_norm: ln1 and ln2 are norms of the stream itself, after attention's and after the MLP's
+            output was added (Vaswani et al. 2017): ``resid_mid`` is what ln1 returns.
+        causal: a token sees no later one.
         attn: the attention module, relative to the block; ``o`` its output projection. None in
             a block that has none; ``o`` also where no one projection is every token's.
         mixer: what mixes positions in attention's place, or beside it: a state-space model, a
@@ -82,20 +89,26 @@ class Family:
     architecture: str
     block: str
     embed: str
-    ln_final: str
+    ln_final: str | None
     attn: str | None = None
     o: str | None = None
     mixer: str | None = None
     mlp: str | None = None
     unembed: str = "lm_head"
+    unembed_bias: str | None = None
+    transform: str | None = None
     head: str | None = None
     pos_embed: str | None = None
     pos_offset: int = 0
     embed_ln: str | None = None
+    type_embed: str | None = None
+    own_positions: bool = False
     ln1: str | None = "input_layernorm"
     ln1_post: str | None = None
     ln2: str | None = "post_attention_layernorm"
     ln2_post: str | None = None
+    post_norm: bool = False
+    causal: bool = True
     q: str | None = None
     k: str | None = None
     v: str | None = None
@@ -143,9 +156,21 @@ class Family:
     layers: tuple[Family, ...] = ()
 
     @property
+    def attn_reads(self) -> str:
+        """The kind of site that attention reads."""
+        return "ln1" if self.ln1 and not self.post_norm else "resid_pre"
+
+    @property
+    def mlp_reads(self) -> str:
+        """The kind of site that the MLP reads."""
+        if self.ln2 and not self.post_norm:
+            return "ln2"
+        return "ln1" if self.mlp_reads_ln1 else "resid_mid"
+
+    @property
     def one_norm(self) -> bool:
         """Whether one module is the norm after the embedding and the final one."""
-        return self.embed_ln == self.ln_final
+        return self.ln_final is not None and self.embed_ln == self.ln_final
 
     def of(self, layer: int) -> Family:
         """The description of one layer; this one where all are alike."""
@@ -206,6 +231,7 @@ def _absent(fam: Family) -> dict[str, str]:
         if condition:
             reasons.update(dict.fromkeys(kinds, reason))
 
+    missing(fam.ln_final is None, "there is no norm after the last block", "ln_final")
     missing(fam.pos_embed is None, "positions are not a learned table", "pos_embed")
     missing(fam.ln1 is None, "attention reads the residual stream without a norm", "ln1")
     missing(fam.qk_norm is None, "queries are not normalised", "attn.q_normed")
@@ -331,6 +357,9 @@ def dims(config: Any) -> Dims:
     latent = _first(config, "kv_lora_rank") is not None
     if latent:  # whose head_dim, if any, is that of the rotated part
         d_head = config.qk_nope_head_dim + config.qk_rope_head_dim
+    n_ctx = _first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=2048)
+    if config.model_type == "roberta":
+        n_ctx -= config.pad_token_id + 1  # rows before position 0
     return Dims(
         n_layers=n_layers,
         n_heads=n_heads,
@@ -343,7 +372,7 @@ def dims(config: Any) -> Dims:
         d_head_v=config.v_head_dim if latent else d_head,
         d_vocab=config.vocab_size,
         stand_ins=0 if whole is config else _stand_ins(whole, config.vocab_size),
-        n_ctx=_first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=2048),
+        n_ctx=n_ctx,
         n_experts=_first(config, "num_local_experts", "num_experts", "n_routed_experts", default=0),
         windows=windows,
     )

@@ -122,7 +122,9 @@ class BridgeModel(LensModel):
 
     def components(self) -> dict[str, torch.nn.Module]:
         model, fam = self.model, self.family
-        found = {"ln_final": model.ln_final, "unembed": model.unembed}
+        found = {"unembed": model.unembed}
+        if fam.ln_final:
+            found["ln_final"] = model.ln_final
         for layer in range(self.dims.n_layers):
             found[f"blocks.{layer}"] = model.blocks[layer]
             for name in BLOCK_COMPONENTS:

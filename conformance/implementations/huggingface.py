@@ -199,7 +199,7 @@ class HuggingFaceModel:
         self.dims: Dims = dims(config)
         self._modules = dict(self.model.named_modules())
         parameters = inspect.signature(self.model.forward).parameters
-        self._takes_position_ids = "position_ids" in parameters
+        self._takes_position_ids = "position_ids" in parameters and not self.family.own_positions
 
     @property
     def config(self) -> Any:
@@ -228,7 +228,9 @@ class HuggingFaceModel:
     def components(self) -> dict[str, torch.nn.Module]:
         """Component name -> module whose input is the component's input."""
         fam = self.family
-        found = {"ln_final": self._module(fam.ln_final), "unembed": self._module(fam.unembed)}
+        found = {"unembed": self._module(fam.unembed)}
+        if fam.ln_final:
+            found["ln_final"] = self._module(fam.ln_final)
         for layer in range(self.dims.n_layers):
             found[f"blocks.{layer}"] = self._module(fam.at("", layer))
             for name in BLOCK_COMPONENTS:
@@ -315,7 +317,8 @@ class HuggingFaceModel:
                 after(fam.ln_final, lambda tensor: next(uses)(tensor))
             else:
                 after(fam.embed_ln or fam.embed, embed)
-                after(fam.ln_final, to("ln_final"))
+                if fam.ln_final:
+                    after(fam.ln_final, to("ln_final"))
             if fam.pos_embed:
                 after(fam.pos_embed, to("pos_embed"))
             for layer in range(d.n_layers):
@@ -352,7 +355,12 @@ class HuggingFaceModel:
             after(at(fam.mixer), to("mixer_out"))
         if fam.mlp is None:
             return
-        if fam.ln2:
+        if fam.post_norm:
+            assert fam.ln1 is not None
+            after(at(fam.ln1), to("resid_mid"))
+            if fam.ln2:
+                after(at(fam.ln2), to("ln2"))
+        elif fam.ln2:
             if not fam.parallel:
                 # The sum after the MLP reads this tensor too, and no hook can replace it there:
                 # an edit changes the tensor itself.
