@@ -44,6 +44,9 @@ code_hash()
 code_hashes()
 
 
+_ONE_STACK = "it knows one stack of blocks; this model is an encoder and a decoder"
+
+
 def run_job(job: Job, emit: Emit) -> None:
     """Do one job, sending progress and verdicts through ``emit``.
 
@@ -101,6 +104,10 @@ class Running:
     #: Check -> why the harness could not bring it to its end.
     errors: dict[str, str] = field(default_factory=dict)
 
+    def able(self, context: Context) -> list[Check]:
+        """Those that can judge such a model."""
+        return [c for c in self.checks if c.stacks or not context.reference.family.encoder]
+
     def spend(self, check: Check, since: float) -> None:
         self.seconds[check.name] = self.seconds.get(check.name, 0.0) + time.perf_counter() - since
 
@@ -121,6 +128,10 @@ def _judge(
     )
     available = registry()
     running = Running([available[name]() for name in job.checks])
+    if reference.family.encoder:
+        for check in running.checks:
+            if not check.stacks:
+                check.not_applicable(check.name, _ONE_STACK)
 
     dtypes = ["float64"] if job.model.dtype == "float64" else ["float64", job.model.dtype]
     for dtype in dtypes:
@@ -181,6 +192,13 @@ def load(
         )
     except (NotApplicable, ImplementationError):
         raise
+    except ImportError as error:
+        if "needs the optional" not in str(error):
+            raise
+        raise NotApplicable(
+            f"{job.subject} wants a package that is not installed: {error}",
+            "install it to have this model judged",
+        ) from error
     except Exception as error:
         raise ImplementationError(
             f"{job.subject} could not load {job.model.id}: "
@@ -197,7 +215,7 @@ def _left_out(check: Check, reference: Reference) -> dict[str, Any]:
 
 def read_weights(running: Running, context: Context) -> None:
     """Let the checks that compare loaded weights do so."""
-    checks = [c for c in running.checks if c.reads_weights]
+    checks = [c for c in running.able(context) if c.reads_weights]
     if not checks:
         return
     context.parameters = context.reference.parameters()
@@ -216,7 +234,7 @@ def _contradicted(reference: Reference) -> dict[str, Any]:
 
 def run_checks(running: Running, context: Context, progress: Callable[[str], None]) -> None:
     """Let the checks that make runs of their own do so. One that fails does not stop the next."""
-    for check in running.checks:
+    for check in running.able(context):
         if not check.runs:
             continue
         progress(f"{context.subject.name}: {check.name}")
@@ -259,7 +277,7 @@ def run_passes(
     processed: BaseException | bool = False
     unprocessed = refused(context.subject)
     for run in passes:
-        readers = [c for c in running.checks if c.wants(run)]
+        readers = [c for c in running.able(context) if c.wants(run)]
         if not readers:
             continue
         if run.mode == "processed" and unprocessed:
@@ -304,10 +322,11 @@ def _one_pass(running: Running, context: Context, run: Pass, readers: list[Check
 
     try:
         loss = None
-        if run.mode == "plain":
+        if run.mode == "plain" and not reference.family.encoder:
             logits, loss = subject.run_with_loss(run.prompt, on_site)
-        elif run.mode == "processed":
-            logits = subject.run(run.prompt, lambda *_: None)
+        elif run.mode in ("plain", "processed"):
+            seen = on_site if run.mode == "plain" else lambda *_: None
+            logits = subject.run(run.prompt, seen)
         else:
             force = teacher(
                 run.mode, lambda name: reference.input(run.prompt.name, name), subject.dtype

@@ -72,10 +72,11 @@ _IN_BLOCK = (
     *("attn", "o", "mixer", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
     *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
     *("shared", "shared_gate", "kv_latent", "attn_gate", "o_norm", "down_norm"),
+    *("ln_cross", "cross", "cross_q", "cross_k", "cross_v", "cross_o"),
 )
 _GLOBAL = (
     *("embed", "ln_final", "head", "unembed", "pos_embed", "embed_ln"),
-    *("type_embed", "transform"),
+    *("type_embed", "transform", "encoder_ln_final", "embed_weight"),
 )
 _NO_PATHS = {
     "architecture",
@@ -281,8 +282,10 @@ def test_the_weights_reproduce_embedding_and_unembedding(
     found = ran(twin, twin_cache)
     tokens, config = found.prompt.tokens, huggingface(twin, twin_cache).config
     embedded = weights["embed.W_E"][tokens] * (d.d_model**0.5 if fam.embed_scaled else 1)
-    if fam.type_embed:  # of token type 0, and before the norm with the positions
-        embedded = embedded + weights[f"{fam.type_embed}.weight"][0] + found["pos_embed"]
+    if fam.type_embed:  # of token type 0
+        embedded = embedded + weights[f"{fam.type_embed}.weight"][0]
+    if fam.embed_ln and fam.pos_embed:  # their norm is that of the sum
+        embedded = embedded + found["pos_embed"]
     if fam.embed_ln:
         rule = facts.norm(config, fam)
         embedded = rule(embedded, weights.get("embed_ln.w"), weights.get("embed_ln.b"))
@@ -295,6 +298,8 @@ def test_the_weights_reproduce_embedding_and_unembedding(
     normed = found["ln_final" if fam.ln_final else f"blocks.{d.n_layers - 1}.resid_post"]
     if fam.head:
         normed = huggingface(twin, twin_cache).model.get_submodule(fam.head)(normed)
+    if config.model_type in ("t5", "mt5") and config.tie_word_embeddings:
+        normed = normed * d.d_model**-0.5
     logits = normed @ weights["unembed.W_U"] + weights.get("unembed.b_U", 0)
     logits = logits * (getattr(config, "logit_scale", None) or 1)
     logits = logits / (getattr(config, "logits_scaling", None) or 1)
@@ -344,9 +349,12 @@ def test_routers_choose_clearly_and_by_all_they_have(
 @every_twin
 def test_no_parameter_is_neutral(twin: str, twin_cache: Path) -> None:
     model = huggingface(twin, twin_cache)
+    frozen = {n for n, p in model.model.named_parameters() if not p.requires_grad}  # sinusoids
     for name, parameter in model.parameters().items():
         if any(gain == 0 and name.endswith(end) for end, gain in TWINS[twin].gains.items()):
             continue  # a constant
+        if name in frozen:
+            continue
         scale = parameter.ndim == 1 and name.endswith(".weight")
         neutral = 1.0 if scale and not model.family.norm_offset else 0.0
         away = (parameter - neutral).abs()
@@ -404,6 +412,8 @@ def _without_effect(model: Any) -> set[str]:
         own = model.family.of(layer)
         if own.k and not own.rotary and own.qk_norm is None:
             found.add(f"{own.at(own.k, layer)}.bias")
+        if own.cross_k:
+            found.add(f"{own.at(own.cross_k, layer)}.bias")
     return found
 
 
@@ -434,7 +444,7 @@ def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
         seen = (found[f"blocks.{layer}.attn.pattern"] != 0).any(0).any(0)
         reach = length if window is None else window
         allowed = (distance >= 0) & (distance < reach)
-        if not fam.causal:
+        if not fam.of(layer).causal:
             allowed |= distance < 0
         assert not bool((seen & ~allowed).any()), layer
         if fam.of(layer).indexed:
@@ -442,7 +452,7 @@ def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
             count = (found[f"blocks.{layer}.attn.pattern"] > 0).sum(-1)
             assert bool((count == torch.arange(1, length + 1).clamp(max=topk)).all()), layer
             continue
-        near = (distance >= (0 if fam.causal else -8)) & (distance < min(reach, 8))
+        near = (distance >= (0 if fam.of(layer).causal else -8)) & (distance < min(reach, 8))
         if chunk := d.chunk(layer):
             of = torch.arange(length) // chunk
             other = of[:, None] != of[None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from conformance.checkpoints import catalogue_encoders, catalogue_multimodal
+from conformance.checkpoints import catalogue_encoders, catalogue_multimodal, catalogue_seq2seq
 from conformance.checkpoints.twin import Twin
 
 if TYPE_CHECKING:
@@ -806,4 +806,5 @@ TWINS: Mapping[str, Twin] = {
     ),
     **catalogue_encoders.TWINS,
     **catalogue_multimodal.TWINS,
+    **catalogue_seq2seq.TWINS,
 }

@@ -28,6 +28,7 @@ class Components(Check):
     """Each component computes the reference's output from the reference's input."""
 
     name: ClassVar[str] = "components"
+    stacks: ClassVar[bool] = True
     modes: ClassVar[frozenset[PassMode]] = frozenset({"blocks", "components"})
 
     def __init__(self) -> None:
@@ -69,6 +70,7 @@ def _expected_components(context: Context) -> list[str]:
 
     fam, layers = context.subject.family, range(context.subject.dims.n_layers)
     last = ["ln_final"] if fam.ln_final else []
+    last += ["ln_encoder"] if fam.encoder_ln_final else []
     names = [*last, "unembed", *(f"blocks.{i}" for i in layers)]
     for part in BLOCK_COMPONENTS:
         names += [f"blocks.{i}.{part}" for i in layers if getattr(fam.of(i), part) is not None]

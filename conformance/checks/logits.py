@@ -24,6 +24,7 @@ class Logits(Check):
     """
 
     name: ClassVar[str] = "logits"
+    stacks: ClassVar[bool] = True
     modes: ClassVar[frozenset[PassMode]] = frozenset({"plain", "processed"})
 
     def finish(

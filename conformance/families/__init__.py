@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from conformance.errors import FamilyError
-from conformance.families import decoders, dense, encoders, experts, latent, multimodal, recurrent
+from conformance.families import decoders, dense, encoders, experts, latent, multimodal, recurrent, seq2seq
 from conformance.families.base import Dims, Family, dims
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _FAMILIES: Mapping[str, Family | Callable[[Any], Family]] = {
     **latent.FAMILIES,
     **recurrent.FAMILIES,
     **multimodal.FAMILIES,
+    **seq2seq.FAMILIES,
 }
 
 

@@ -34,6 +34,12 @@ class Family:
         post_norm: ln1 and ln2 are norms of the stream itself, after attention's and after the MLP's
             output was added (Vaswani et al. 2017): ``resid_mid`` is what ln1 returns.
         causal: a token sees no later one.
+        encoder: how many layers are an encoder's, whose output the others, the decoder's, attend
+            to; 0 where there is one stack. ``layers`` then describes every layer, with its path.
+        encoder_ln_final: the norm after the encoder's last layer.
+        embed_weight: where its table is a parameter, if not in ``embed`` itself.
+        ln_cross, cross, cross_q, cross_k, cross_v, cross_o: the decoder's attention to the encoder,
+            its projections and the norm before it (after it and its sum where ``post_norm``).
         attn: the attention module, relative to the block; ``o`` its output projection. None in
             a block that has none; ``o`` also where no one projection is every token's.
         mixer: what mixes positions in attention's place, or beside it: a state-space model, a
@@ -107,6 +113,15 @@ class Family:
     ln1_post: str | None = None
     ln2: str | None = "post_attention_layernorm"
     ln2_post: str | None = None
+    ln_cross: str | None = None
+    cross: str | None = None
+    cross_q: str | None = None
+    cross_k: str | None = None
+    cross_v: str | None = None
+    cross_o: str | None = None
+    encoder: int = 0
+    encoder_ln_final: str | None = None
+    embed_weight: str | None = None
     post_norm: bool = False
     causal: bool = True
     q: str | None = None
@@ -165,6 +180,8 @@ class Family:
         """The kind of site that the MLP reads."""
         if self.ln2 and not self.post_norm:
             return "ln2"
+        if self.cross:
+            return "resid_cross"
         return "ln1" if self.mlp_reads_ln1 else "resid_mid"
 
     @property
@@ -232,6 +249,8 @@ def _absent(fam: Family) -> dict[str, str]:
             reasons.update(dict.fromkeys(kinds, reason))
 
     missing(fam.ln_final is None, "there is no norm after the last block", "ln_final")
+    missing(fam.encoder_ln_final is None, "no encoder, or no norm after it", "ln_encoder")
+    missing(fam.cross is None, "the block attends to no encoder", *_CROSS)
     missing(fam.pos_embed is None, "positions are not a learned table", "pos_embed")
     missing(fam.ln1 is None, "attention reads the residual stream without a norm", "ln1")
     missing(fam.qk_norm is None, "queries are not normalised", "attn.q_normed")
@@ -260,6 +279,10 @@ def _absent(fam: Family) -> dict[str, str]:
 _ATTENTION = (
     *("attn.q", "attn.k", "attn.v", "attn.q_normed", "attn.k_normed", "attn.rot_q", "attn.rot_k"),
     *("attn.scores", "attn.pattern", "attn.z", "attn.out", "attn_out"),
+)
+_CROSS = (
+    *("ln_cross", "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.scores"),
+    *("cross_attn.pattern", "cross_attn.z", "cross_attn_out", "resid_cross"),
 )
 _NEURONS = ("mlp.pre", "mlp.pre_linear", "mlp.post")
 _MLP = ("mlp.router_logits", *_NEURONS, "mlp.out", "mlp_out")
@@ -336,6 +359,10 @@ def dims(config: Any) -> Dims:
     """Sizes from a HuggingFace config, whatever its architecture calls them."""
     whole, config = config, config.get_text_config()
     n_layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    if config.model_type in ("t5", "mt5", "switch_transformers"):
+        n_layers = config.num_layers + config.num_decoder_layers
+    elif getattr(config, "encoder_layers", None):
+        n_layers = config.encoder_layers + config.decoder_layers
     n_heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads", default=0)
     d_model = _first(config, "hidden_size", "n_embd", "d_model")
     n_kv = _first(config, "num_key_value_heads", "num_kv_heads", default=n_heads)
@@ -353,7 +380,7 @@ def dims(config: Any) -> Dims:
         windows = tuple(window if t == "sliding_attention" else None for t in layer_types)
     else:
         windows = (window if isinstance(window, int) else None,) * n_layers
-    d_head = _first(config, "head_dim", default=d_model // max(1, n_heads))
+    d_head = _first(config, "head_dim", "d_kv", default=d_model // max(1, n_heads))
     latent = _first(config, "kv_lora_rank") is not None
     if latent:  # whose head_dim, if any, is that of the rotated part
         d_head = config.qk_nope_head_dim + config.qk_rope_head_dim
