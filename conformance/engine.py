@@ -192,14 +192,12 @@ def load(
         )
     except (NotApplicable, ImplementationError):
         raise
-    except ImportError as error:
-        if "needs the optional" not in str(error):
-            raise
-        raise NotApplicable(
-            f"{job.subject} wants a package that is not installed: {error}",
-            "install it to have this model judged",
-        ) from error
     except Exception as error:
+        if isinstance(error, ImportError) and "needs the optional" in str(error):
+            raise NotApplicable(
+                f"{job.subject} wants a package that is not installed: {error}",
+                "install it to have this model judged",
+            ) from error
         raise ImplementationError(
             f"{job.subject} could not load {job.model.id}: "
             f"{type(error).__name__}: {error}\n{_tail(error)}",

@@ -34,15 +34,25 @@ def _twin(name: str, model_type: str, text: Mapping[str, Any], **config: Any) ->
     return Twin(f"{name}ForConditionalGeneration", model_type, {"text_config": text, **config})
 
 
+def _gemma3(scalar: int) -> Twin:
+    text = {
+        **_GROUPED,
+        "num_hidden_layers": 7,
+        "query_pre_attn_scalar": scalar,
+        "head_dim": 10,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+        },
+    }
+    vision = {"vision_use_head": False}
+    return _twin("Gemma3", "gemma3", text, mm_tokens_per_image=4, vision_config=vision)
+
+
 TWINS: Mapping[str, Twin] = {
-    # As Gemma 3 4B.
-    "gemma3-vision": _twin(
-        "Gemma3",
-        "gemma3",
-        {"num_hidden_layers": 7, "query_pre_attn_scalar": 10, "head_dim": 10, **_GROUPED},
-        mm_tokens_per_image=4,
-        vision_config={"vision_use_head": False},
-    ),
+    # As Gemma 3 4B and 12B; 27B scales queries by d_model / heads.
+    "gemma3-vision": _gemma3(10),
+    "gemma3-27b-vision": _gemma3(8),
     # As LLaVA 1.5 7B.
     "llava": _twin(
         "Llava",
