@@ -77,7 +77,8 @@ class Batching(Experiment):
         for name, tokens in found.items():
             logits = on.model.run(Prompt(name, tokens[None]), lambda *_: None)
             yield name, project(logits)[0]
-        if "position_ids" in inspect.signature(on.model.model.forward).parameters:
+        takes = "position_ids" in inspect.signature(on.model.model.forward).parameters
+        if takes and not on.model.family.own_positions:
             tokens = found["equal0"][None]
             with on.model.session():
                 positions = SHIFT + _arange(tokens)

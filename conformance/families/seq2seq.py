@@ -101,7 +101,7 @@ def _bart(architecture: str, *, norms: str, rows: int = 0) -> Callable[[Any], Fa
 
     outside = architecture.startswith(("Marian", "Pegasus"))  # the embedding's module
 
-    own = architecture.startswith("M2M")  # counts positions itself, from the padding token's on
+    counts = architecture.startswith("M2M")  # counts positions itself, from the padding token's on
 
     def described(config: Any) -> Family:
         decoders = ["model.decoder.embed_positions"]
@@ -111,15 +111,15 @@ def _bart(architecture: str, *, norms: str, rows: int = 0) -> Callable[[Any], Fa
             _BART,
             architecture,
             post_norm=post,
-            pos_offset=config.pad_token_id + 1 if own else rows,
-            own_positions=own,
+            pos_offset=config.pad_token_id + 1 if counts else rows,
+            own_positions=counts,
             embed_ln="model.encoder.layernorm_embedding" if embedded else None,
             encoder_ln_final="model.encoder.layer_norm" if last else None,
             ln_final="model.decoder.layer_norm" if last else None,
             towers=tuple(decoders),
             embed_scaled=bool(config.scale_embedding) and not outside,
             embed_multiplier=config.d_model**0.5 if config.scale_embedding and outside else 1.0,
-            unembed_bias=None if own else _BART.unembed_bias,
+            unembed_bias=None if counts else _BART.unembed_bias,
         )
         layers = [
             dataclasses.replace(base, block=f"model.encoder.layers.{i}", causal=False)

@@ -26,6 +26,7 @@ _LATENT_HOOKS = {
 }
 
 
+_LOGITS_BIAS = "final_logits_bias"
 _CROSS_HOOKS = (
     *(("q", "q"), ("k", "k"), ("v", "v"), ("scores", "attn_scores")),
     *(("pattern", "pattern"), ("z", "z")),
@@ -128,7 +129,7 @@ class BridgeModel(LensModel):
                 f"cross_attn.{kind}": f"blocks.{{l}}.cross.hook_{shown}"
                 for kind, shown in _CROSS_HOOKS
             },
-            "cross_attn_out": "blocks.{l}.hook_cross_attn_out",
+            "cross_attn_out": "blocks.{l}.cross.hook_out",
             "resid_cross": "blocks.{l}.hook_resid_mid2",
             "ln_encoder": "encoder_ln_final.hook_out",
             "ln_final": "decoder_ln_final.hook_out" if self.family.encoder else "ln_final.hook_out",
@@ -181,16 +182,25 @@ class BridgeModel(LensModel):
             return {name: t.detach() for name, t in self.model.tl_parameters().items()}
 
     def raw_parameters(self) -> dict[str, torch.Tensor]:
-        return {
+        found = {
             name.replace("_original_component.", ""): p.detach()
             for name, p in self.model.named_parameters()
         }
+        bias = f"{self.family.unembed}.bias"
+        if self.family.unembed_bias == _LOGITS_BIAS and bias in found:
+            # The bridge moves this buffer into the bias of the unembedding.
+            found[_LOGITS_BIAS] = found.pop(bias)[None] + self._buffers()[_LOGITS_BIAS]
+        return found
 
-    def raw_buffers(self) -> dict[str, torch.Tensor]:
+    def _buffers(self) -> dict[str, torch.Tensor]:
         return {
             name.replace("_original_component.", ""): buffer
             for name, buffer in stored_buffers(self.model.original_model).items()
         }
+
+    def raw_buffers(self) -> dict[str, torch.Tensor]:
+        moved = _LOGITS_BIAS in self.raw_parameters()
+        return {k: v for k, v in self._buffers().items() if not (moved and k == _LOGITS_BIAS)}
 
     def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:
         found: dict[str, PortWeight] = {}

@@ -298,7 +298,9 @@ class HuggingFaceModel:
                     if not edits or index:
                         return use(shown)
                     use(shown := shown.clone())
-                    return shown if isinstance(output, torch.Tensor) else (shown, *output[1:])
+                    if isinstance(output, torch.Tensor):
+                        return shown
+                    return type(output)((shown, *output[1:]))  # GPT's blocks give lists
 
                 stack.callback(self._module(path).register_forward_hook(hook).remove)
 
