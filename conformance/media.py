@@ -74,7 +74,9 @@ def _idefics3(config: Any) -> Made:
 
 
 def _llama4(config: Any) -> Made:
-    return _image(config, int((_side(config)[1] * config.vision_config.pixel_shuffle_ratio) ** 2), 1)
+    return _image(
+        config, int((_side(config)[1] * config.vision_config.pixel_shuffle_ratio) ** 2), 1
+    )
 
 
 def _patches(config: Any) -> Made:

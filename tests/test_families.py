@@ -21,8 +21,8 @@ from conformance.diagnose import facts
 from conformance.errors import FamilyError
 from conformance.families import architectures, family
 from conformance.media import generated
-from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS, parse
 from conformance.prompts import MEDIA
+from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS, parse
 from conformance.spec import TwinSource, load_spec
 from conformance.weights import canonical
 

@@ -134,9 +134,7 @@ TWINS: Mapping[str, Twin] = {
     "audio-flamingo3": _twin("AudioFlamingo3", "audioflamingo3", _GROUPED),
     "music-flamingo": _twin("MusicFlamingo", "musicflamingo", _GROUPED),
     # Four frames are put together, as wide as the tower's MLP.
-    "glm-asr": _twin(
-        "GlmAsr", "glmasr", {"head_dim": 10}, audio_config={"intermediate_size": 128}
-    ),
+    "glm-asr": _twin("GlmAsr", "glmasr", {"head_dim": 10}, audio_config={"intermediate_size": 128}),
     # An image is tokens to it: four, and the end of a row.
     "emu3": _twin(
         "Emu3",
@@ -146,6 +144,11 @@ TWINS: Mapping[str, Twin] = {
             "<|extra_200|>": 108,
             **{f"<|visual token {i:06d}|>": 109 + i for i in range(4)},
         },
-        vq_config={"base_channels": 32, "channel_multiplier": [1, 2], "hidden_size": 16, "codebook_size": 4},
+        vq_config={
+            "base_channels": 32,
+            "channel_multiplier": [1, 2],
+            "hidden_size": 16,
+            "codebook_size": 4,
+        },
     ),
 }

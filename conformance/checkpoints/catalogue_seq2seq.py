@@ -55,7 +55,20 @@ TWINS: Mapping[str, Twin] = {
         {**_BART, "scale_embedding": True, "decoder_start_token_id": 0, "decoder_vocab_size": 113},
         {"shared.weight": 0.2, "q_proj.weight": 3.0, _Q: 6.0, _V: 4.0, _O: 4.0},
     ),
-    "pegasus": _twin("Pegasus", "pegasus", _BART, {_Q: 3.0, _O: 3.0, "fc2.bias": 2.0}, scale_embedding=True, decoder_start_token_id=0),
-    "blenderbot": _twin("Blenderbot", "blenderbot", _BART, {"encoder_attn_layer_norm.bias": 2.0}, decoder_start_token_id=1),
+    "pegasus": _twin(
+        "Pegasus",
+        "pegasus",
+        _BART,
+        {_Q: 3.0, _O: 3.0, "fc2.bias": 2.0},
+        scale_embedding=True,
+        decoder_start_token_id=0,
+    ),
+    "blenderbot": _twin(
+        "Blenderbot",
+        "blenderbot",
+        _BART,
+        {"encoder_attn_layer_norm.bias": 2.0},
+        decoder_start_token_id=1,
+    ),
     "m2m100": _twin("M2M100", "m2m_100", _BART),
 }

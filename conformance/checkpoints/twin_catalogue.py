@@ -363,7 +363,9 @@ TWINS: Mapping[str, Twin] = {
         "BloomForCausalLM", "bloom", {**_IDS, "hidden_size": 48, "n_layer": 3, "n_head": 6}
     ),
     # Published without its head, which is the embedding.
-    "bloom-headless": Twin("BloomModel", "bloom", {**_IDS, "hidden_size": 48, "n_layer": 3, "n_head": 8}),
+    "bloom-headless": Twin(
+        "BloomModel", "bloom", {**_IDS, "hidden_size": 48, "n_layer": 3, "n_head": 8}
+    ),
     "falcon-7b": Twin(
         "FalconForCausalLM",
         "falcon",

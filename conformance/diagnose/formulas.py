@@ -220,7 +220,9 @@ def compute(scene: Scene, f: Formula, since: Stage, until: Stage) -> Predicted:
     seen = visible(scene, f.mask)
     lonely = ~seen.any(-1, keepdim=True)
     if f.mask.lonely == "own":
-        seen = torch.where(lonely, visible(scene, Mask(window=f.mask.window, causal=f.mask.causal)), seen)
+        seen = torch.where(
+            lonely, visible(scene, Mask(window=f.mask.window, causal=f.mask.causal)), seen
+        )
     scores = scores.masked_fill(~seen, -torch.inf)
     if until == Stage.SCORES:
         return {"attn.scores": scores}

@@ -10,7 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from conformance.errors import FamilyError
-from conformance.families import decoders, dense, encoders, experts, latent, multimodal, recurrent, seq2seq
+from conformance.families import (
+    decoders,
+    dense,
+    encoders,
+    experts,
+    latent,
+    multimodal,
+    recurrent,
+    seq2seq,
+)
 from conformance.families.base import Dims, Family, dims
 
 if TYPE_CHECKING:

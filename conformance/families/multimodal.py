@@ -36,7 +36,7 @@ def _under(
     """
 
     def moved(fam: Family) -> Family:
-        paths = {
+        paths: dict[str, Any] = {
             field: f"{at}.{path.removeprefix('model.')}"
             for field in ("block", "embed", "embed_ln", "ln_final")
             if (path := getattr(fam, field)) is not None

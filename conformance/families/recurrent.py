@@ -79,7 +79,9 @@ def _lfm2_moe(config: Any) -> Family:
         "unnamed": ("feed_forward.expert_bias",) if config.use_expert_bias else (),
     }
     plain = mixed(like(_LFM2, "Lfm2MoeForCausalLM"), config.layer_types, "conv")
-    sparse = mixed(like(plain, plain.architecture, **{**MOE, **experts}), config.layer_types, "conv")
+    sparse = mixed(
+        like(plain, plain.architecture, **{**MOE, **experts}), config.layer_types, "conv"
+    )
     first = config.num_dense_layers
     return like(plain, plain.architecture, layers=(*plain.layers[:first], *sparse.layers[first:]))
 

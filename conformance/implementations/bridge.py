@@ -61,7 +61,9 @@ class BridgeModel(LensModel):
         that it wraps.
         """
         block, path = self._block(layer), getattr(self.family.of(layer), name)
-        found = None if self.family.encoder else getattr(block, name, None)
+        # A decoder's norms are counted with the one before its attention to the encoder.
+        counted = self.family.encoder and name.startswith("ln")
+        found = None if counted else getattr(block, name, None)
         if found is not None:
             return name, found
         for own, module in block._modules.items():

@@ -321,7 +321,7 @@ class HuggingFaceModel:
                 return _times(factor, lambda tensor: emit(name, tensor))
 
             embed = to("embed", fam.embed_multiplier)
-            if fam.one_norm:
+            if fam.one_norm and fam.ln_final:
                 uses = itertools.cycle((embed, to("ln_final")))
                 after(fam.ln_final, lambda tensor: next(uses)(tensor))
             else:

@@ -74,7 +74,8 @@ def main() -> int:
         summed = normed + cache[f"{at}.hook_mlp_out"]
         out, mid = cache[f"{at}.hook_attn_out"], cache[f"{at}.hook_resid_mid"]
         off = [apart(out, attended), apart(out, normed), apart(mid, normed), apart(mid, summed)]
-        print(f"{name}: hook_attn_out is {off[0]:.1e} from attention's output, {off[1]:.1e} from ln1's")
+        print(f"{name}: hook_attn_out is {off[0]:.1e} from attention's output,", end=" ")
+        print(f"{off[1]:.1e} from ln1's")
         print(f"{'':{len(name)}}  hook_resid_mid is {off[2]:.1e} from ln1's output,", end=" ")
         print(f"{off[3]:.1e} from that plus mlp_out")
         shown.append(off[2] > 0.1 and off[3] < 1e-5)

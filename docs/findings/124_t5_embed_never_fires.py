@@ -60,7 +60,9 @@ def main() -> int:
                 TOKENS, return_type="logits", fwd_hooks=[("embed.hook_out", zero)]
             )
         moved = float((plain - zeroed).abs().max())
-        print(f"{name}: embed.hook_out fires {len(fired)} times; zeroing it moves logits by {moved}")
+        print(
+            f"{name}: embed.hook_out fires {len(fired)} times; zeroing it moves logits by {moved}"
+        )
         shown.append(not fired and moved == 0.0)
     return 0 if all(shown) else 1
 
