@@ -96,10 +96,6 @@ def _bart(architecture: str, *, norms: str, rows: int = 0) -> Callable[[Any], Fa
         rows: of the position table before position 0.
     """
     post, embedded, last = norms == "post", norms != "pre", norms != "post"
-    if norms == "marian":
-        post, embedded, last = True, False, False
-
-    outside = architecture.startswith(("Marian", "Pegasus"))  # the embedding's module
 
     counts = architecture.startswith("M2M")  # counts positions itself, from the padding token's on
 
@@ -117,8 +113,7 @@ def _bart(architecture: str, *, norms: str, rows: int = 0) -> Callable[[Any], Fa
             encoder_ln_final="model.encoder.layer_norm" if last else None,
             ln_final="model.decoder.layer_norm" if last else None,
             towers=tuple(decoders),
-            embed_scaled=bool(config.scale_embedding) and not outside,
-            embed_multiplier=config.d_model**0.5 if config.scale_embedding and outside else 1.0,
+            embed_scaled=bool(config.scale_embedding),
             unembed_bias=None if counts else _BART.unembed_bias,
         )
         layers = [
@@ -146,8 +141,5 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "MT5ForConditionalGeneration": _t5("MT5ForConditionalGeneration"),
     "BartForConditionalGeneration": _bart("BartForConditionalGeneration", norms="post", rows=2),
     "MBartForConditionalGeneration": _bart("MBartForConditionalGeneration", norms="both", rows=2),
-    "MarianMTModel": _bart("MarianMTModel", norms="marian"),
-    "PegasusForConditionalGeneration": _bart("PegasusForConditionalGeneration", norms="pre"),
-    "BlenderbotForConditionalGeneration": _bart("BlenderbotForConditionalGeneration", norms="pre"),
     "M2M100ForConditionalGeneration": _bart("M2M100ForConditionalGeneration", norms="pre"),
 }

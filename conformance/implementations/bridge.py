@@ -54,6 +54,12 @@ class BridgeModel(LensModel):
         inside = layer < encoder
         return f"encoder_blocks.{layer}" if inside else f"decoder_blocks.{layer - encoder}"
 
+    def _after_crossing(self) -> str:
+        """What shows the stream between a decoder's attention to its encoder and its MLP."""
+        if hasattr(next(iter(getattr(self.model, "decoder_blocks", ())), None), "hook_resid_mid2"):
+            return "hook_resid_mid2"
+        return "ln_cross.hook_out" if self.family.post_norm else "ln2.hook_in"
+
     def _part(self, layer: int, name: str) -> tuple[str, Any] | None:
         """What the bridge calls a component of a block, and its module.
 
@@ -132,7 +138,7 @@ class BridgeModel(LensModel):
                 for kind, shown in _CROSS_HOOKS
             },
             "cross_attn_out": "blocks.{l}.cross.hook_out",
-            "resid_cross": "blocks.{l}.hook_resid_mid2",
+            "resid_cross": f"blocks.{{l}}.{self._after_crossing()}",
             "ln_encoder": "encoder_ln_final.hook_out",
             "ln_final": "decoder_ln_final.hook_out" if self.family.encoder else "ln_final.hook_out",
         }

@@ -91,15 +91,6 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
         )
     },
     **{
-        ("TransformerBridge", architecture, "resid_cross"): (
-            "no hook between a decoder's attention to its encoder and its MLP"
-        )
-        for architecture in (
-            *(f"{n}ForConditionalGeneration" for n in ("Bart", "MBart", "Pegasus", "Blenderbot")),
-            *("M2M100ForConditionalGeneration", "MarianMTModel"),
-        )
-    },
-    **{
         ("HookedTransformer", "*", kind): "no hook between the norm and the rotation"
         for kind in ("attn.q_normed", "attn.k_normed")
     },
