@@ -43,6 +43,9 @@ code_hash()
 code_hashes()
 
 
+_ONE_STACK = "it knows one stack of blocks; this model is an encoder and a decoder"
+
+
 def run_job(job: Job, emit: Emit) -> None:
     """Do one job, sending progress and verdicts through ``emit``.
 
@@ -111,6 +114,10 @@ class Running:
     #: Check -> why the harness could not bring it to its end.
     errors: dict[str, str] = field(default_factory=dict)
 
+    def able(self, context: Context) -> list[Check]:
+        """Those that can judge such a model."""
+        return [c for c in self.checks if c.stacks or not context.reference.family.encoder]
+
     def spend(self, check: Check, since: float) -> None:
         self.seconds[check.name] = self.seconds.get(check.name, 0.0) + time.perf_counter() - since
 
@@ -134,6 +141,10 @@ def _judge(
     running.checks[0].metrics["facts"] = facts(reference)
     tokenizer = load_tokenizer(checkpoint)
     word = None if tokenizer is None else functools.partial(_word, tokenizer)
+    if reference.family.encoder:
+        for check in running.checks:
+            if not check.stacks:
+                check.not_applicable(check.name, _ONE_STACK)
 
     dtypes = ["float64"] if job.model.dtype == "float64" else ["float64", job.model.dtype]
     for dtype in dtypes:
@@ -199,6 +210,11 @@ def load(
     except (NotApplicable, ImplementationError):
         raise
     except Exception as error:
+        if isinstance(error, ImportError) and "needs the optional" in str(error):
+            raise NotApplicable(
+                f"{job.subject} wants a package that is not installed: {error}",
+                "install it to have this model judged",
+            ) from error
         raise ImplementationError(
             f"{job.subject} could not load {job.model.id}: "
             f"{type(error).__name__}: {error}\n{_tail(error)}",
@@ -214,7 +230,7 @@ def _left_out(check: Check, reference: Reference) -> dict[str, Any]:
 
 def read_weights(running: Running, context: Context) -> None:
     """Let the checks that compare loaded weights do so."""
-    checks = [c for c in running.checks if c.reads_weights]
+    checks = [c for c in running.able(context) if c.reads_weights]
     if not checks:
         return
     context.parameters = context.reference.parameters()
@@ -238,7 +254,7 @@ def _of_reference(check: Check, reference: Reference) -> dict[str, Any]:
 
 def run_checks(running: Running, context: Context, progress: Callable[[str], None]) -> None:
     """Let the checks that make runs of their own do so. One that fails does not stop the next."""
-    for check in running.checks:
+    for check in running.able(context):
         if not check.runs:
             continue
         progress(f"{context.subject.name}: {check.name}")
@@ -281,7 +297,7 @@ def run_passes(
     processed: BaseException | bool = False
     unprocessed = refused(context.subject)
     for run in passes:
-        readers = [c for c in running.checks if c.wants(run)]
+        readers = [c for c in running.able(context) if c.wants(run)]
         if not readers:
             continue
         if run.mode == "processed" and unprocessed:
@@ -325,10 +341,11 @@ def _one_pass(running: Running, context: Context, run: Pass, readers: list[Check
             inside += time.perf_counter() - since
 
     def forward() -> tuple[torch.Tensor, torch.Tensor | None]:
-        if run.mode == "plain":
+        if run.mode == "plain" and not reference.family.encoder:
             return subject.run_with_loss(run.prompt, on_site)
-        if run.mode == "processed":
-            return subject.run(run.prompt, lambda *_: None), None
+        if run.mode in ("plain", "processed"):
+            seen = on_site if run.mode == "plain" else lambda *_: None
+            return subject.run(run.prompt, seen), None
         force = teacher(
             run.mode, lambda name: reference.input(run.prompt.name, name), subject.dtype
         )

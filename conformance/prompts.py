@@ -7,7 +7,7 @@ hence the lengths (``docs/verdicts.md``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from conformance import SEEDS
@@ -45,7 +45,10 @@ PROMPTS: tuple[str, ...] = (
     "padded_right",
     "padded_left",
     "long",
+    "media",
 )
+#: The one with an image or a sound, for models that see or hear.
+MEDIA = PROMPTS[-1]
 
 #: Longest text prompt, in tokens: a twin's character tokenizer makes many.
 _TEXT_LIMIT = 64
@@ -55,11 +58,19 @@ _LONG = 512
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids [batch, pos] (int64) and a mask [batch, pos] (1 real, 0 padding) or None."""
+    """Token ids [batch, pos] (int64) and a mask [batch, pos] (1 real, 0 padding) or None.
+
+    ``extra`` has what else a model is given, by the names of its arguments: an image, a sound.
+    """
 
     name: str
     tokens: torch.Tensor
     mask: torch.Tensor | None = None
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def given(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """``extra``, its real numbers in the dtype of the model."""
+        return {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.extra.items()}
 
     @property
     def valid(self) -> torch.Tensor:
@@ -81,7 +92,10 @@ def long_length(dims: Dims) -> int:
 
 
 def build(
-    dims: Dims, tokenizer: Any | None, names: tuple[str, ...] | None = None
+    dims: Dims,
+    tokenizer: Any | None,
+    names: tuple[str, ...] | None = None,
+    media: Prompt | None = None,
 ) -> tuple[tuple[Prompt, ...], dict[str, str]]:
     """The prompts of one model, and for each one left out the reason.
 
@@ -89,6 +103,7 @@ def build(
         dims: the model's sizes.
         tokenizer: the reference's tokenizer, or None: then prompts of real text are left out.
         names: which prompt sets; None for all of :data:`PROMPTS`.
+        media: the one with an image or a sound, where the model takes any.
 
     Raises:
         ImplementationError: an unknown name.
@@ -102,7 +117,9 @@ def build(
     prompts: list[Prompt] = []
     left_out: dict[str, str] = {}
     for name in wanted:
-        if name in TEXTS:
+        if name == MEDIA:
+            prompts += [media] if media is not None else []
+        elif name in TEXTS:
             if tokenizer is None:
                 left_out[name] = "the checkpoint has no tokenizer; random ids stand in"
             else:
@@ -120,7 +137,7 @@ def _random(name: str, shape: tuple[int, int], dims: Dims) -> torch.Tensor:
 
     generator = torch.Generator().manual_seed(SEEDS["prompts"] + PROMPTS.index(name))
     # The first ids are special tokens in every vocabulary we know of.
-    return torch.randint(min(4, dims.d_vocab - 1), dims.d_vocab, shape, generator=generator)
+    return torch.randint(min(4, dims.n_ids - 1), dims.n_ids, shape, generator=generator)
 
 
 def _text(name: str, tokenizer: Any, dims: Dims) -> Prompt:

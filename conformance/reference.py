@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from conformance import SEEDS, choices, own_error
 from conformance.errors import TraceError
+from conformance.media import generated
 from conformance.prompts import Prompt, build
 from conformance.trace import Trace, TraceWriter
 from conformance.variants import (
@@ -60,6 +61,7 @@ _TRACING_MODULES = (
     "conformance.reference",
     "conformance.variants",
     "conformance.choices",
+    "conformance.media",
     "conformance.prompts",
     "conformance.precision",
     "conformance.families.base",
@@ -164,6 +166,11 @@ class Reference:
             name,
             self.trace[f"{name}/tokens"].clone(),
             self.trace[mask].clone() if mask in self.trace else None,
+            {
+                key.removeprefix(f"{name}/extra:"): self.trace[key].clone()
+                for key in self.trace
+                if key.startswith(f"{name}/extra:")
+            },
         )
 
     @property
@@ -331,7 +338,8 @@ def _run(
 
     tokenizer = load_tokenizer(checkpoint)
     truth_model = load(torch.float64, "eager")
-    prompts, left_out = build(truth_model.dims, tokenizer, model.prompts)
+    media = generated(truth_model.model.config, truth_model.dims)
+    prompts, left_out = build(truth_model.dims, tokenizer, model.prompts, media)
     facts: dict[str, Any] = {"prompts": [p.name for p in prompts], "left_out": left_out}
     with TraceWriter(target) as writer:
         for prompt in prompts:
@@ -359,6 +367,8 @@ def _trace_prompt(model: HuggingFaceModel, prompt: Prompt, writer: TraceWriter) 
     writer.add(f"{prompt.name}/tokens", prompt.tokens)
     if prompt.mask is not None:
         writer.add(f"{prompt.name}/mask", prompt.mask)
+    for name, tensor in prompt.extra.items():
+        writer.add(f"{prompt.name}/extra:{name}", tensor)
     with choices.watched(model) as watch:
         logits = model.run(
             prompt,

@@ -3,6 +3,9 @@
 A site is a kind (``resid_pre``, ``attn.pattern``, ``logits``, ...) and a layer or none; its
 name is ``blocks.{layer}.{kind}`` or the kind itself. Axes name the dimensions, so that one
 piece of code knows which positions are padding and which entries a mask forbids.
+
+Of an encoder and a decoder, the encoder's layers come first: with three of them, ``blocks.3`` is
+the decoder's first.
 """
 
 from __future__ import annotations
@@ -56,6 +59,15 @@ BLOCK_KINDS: tuple[SiteKind, ...] = (
     SiteKind("attn_out", _RESID, "attn"),
     SiteKind("mixer_out", _RESID, "mixer"),
     SiteKind("resid_mid", _RESID, "wiring"),
+    SiteKind("ln_cross", _RESID, "ln_cross"),
+    SiteKind("cross_attn.q", _HEADS, "cross"),
+    SiteKind("cross_attn.k", _KV, "cross"),
+    SiteKind("cross_attn.v", _VALUES, "cross"),
+    SiteKind("cross_attn.scores", _SQUARE, "cross"),
+    SiteKind("cross_attn.pattern", _SQUARE, "cross"),
+    SiteKind("cross_attn.z", _MIXED, "cross"),
+    SiteKind("cross_attn_out", _RESID, "cross"),
+    SiteKind("resid_cross", _RESID, "wiring"),
     SiteKind("ln2", _RESID, "ln2"),
     SiteKind("mlp.router_logits", ("token", "expert"), "mlp"),
     SiteKind("mlp.pre", _MLP, "mlp"),
@@ -69,6 +81,7 @@ BLOCK_KINDS: tuple[SiteKind, ...] = (
 GLOBAL_KINDS: tuple[SiteKind, ...] = (
     SiteKind("embed", _RESID, "embed"),
     SiteKind("pos_embed", _RESID, "embed"),
+    SiteKind("ln_encoder", _RESID, "ln_encoder"),
     SiteKind("ln_final", _RESID, "ln_final"),
     SiteKind("logits", ("batch", "pos", "d_vocab"), "unembed"),
 )
@@ -117,7 +130,7 @@ def parse(name: str) -> Site:
 def computation_order(names: list[str]) -> list[str]:
     """Sort site names by where the forward pass computes them: embedding, layers, head."""
     block = {k.name: i for i, k in enumerate(BLOCK_KINDS)}
-    first, last = {"embed": 0, "pos_embed": 1}, {"ln_final": 0, "logits": 1}
+    first, last = {"embed": 0, "pos_embed": 1}, {"ln_encoder": 0, "ln_final": 1, "logits": 2}
 
     def key(name: str) -> tuple[int, int, int]:
         site = parse(name)

@@ -53,7 +53,8 @@ def teacher(mode: Mode, get: Callable[[str], torch.Tensor | None], dtype: torch.
 def doubled(prompt: Prompt) -> Prompt:
     """The same rows twice over, in one batch."""
     mask = None if prompt.mask is None else prompt.mask.repeat(2, 1)
-    return Prompt(prompt.name, prompt.tokens.repeat(2, 1), mask)
+    extra = {k: v.repeat(2, *(1,) * (v.ndim - 1)) for k, v in prompt.extra.items()}
+    return Prompt(prompt.name, prompt.tokens.repeat(2, 1), mask, extra)
 
 
 @dataclass

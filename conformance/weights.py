@@ -12,6 +12,7 @@ Shapes: ``W_Q`` [head, d_model, d_head], ``W_K``/``W_V`` [kv_head, d_model, d_he
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -112,7 +113,7 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         if bias is not None:
             out[f"{name}.{b}"] = Weight(bias, bias_key)
 
-    key, table = get(fam.embed, "weight")
+    key, table = get(fam.embed_weight or fam.embed, "weight")
     if table is not None:
         out["embed.W_E"] = Weight(table, key)
     if fam.pos_embed:
@@ -124,11 +125,15 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
     for layer in range(d.n_layers):
         fam = whole.of(layer)
         name = f"blocks.{layer}"
-        for part in ("ln1", "ln1_post", "ln2", "ln2_post"):
+        for part in ("ln1", "ln1_post", "ln_cross", "ln2", "ln2_post"):
             path = getattr(fam, part)
             norm(f"{name}.{part}", None if path is None else fam.at(path, layer))
         if fam.attn:
-            _attention(out, name, layer, parameters, fam, d, linear)
+            _attention(out, f"{name}.attn", layer, parameters, fam, d, linear)
+        if fam.cross:
+            own = {part: getattr(fam, f"cross_{part}") for part in "qkvo"}
+            crossing = dataclasses.replace(fam, attn=fam.cross, qkv=None, **own)
+            _attention(out, f"{name}.cross_attn", layer, parameters, crossing, d, linear)
         if fam.q_norm and fam.k_norm:
             norm(f"{name}.attn.q_norm", fam.at(fam.q_norm, layer))
             norm(f"{name}.attn.k_norm", fam.at(fam.k_norm, layer))
@@ -157,6 +162,13 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         if fam.down:
             dense(f"{name}.mlp", fam.at(fam.down, layer), "W_out", "b_out")
     fam = whole
+    for tower in (*fam.towers, fam.transform, fam.type_embed):
+        if tower is None:
+            continue
+        for key, tensor in parameters.items():
+            if key == tower or key.startswith(f"{tower}."):
+                out[key] = Weight(tensor, key)
+    norm("ln_encoder", fam.encoder_ln_final)
     norm("ln_final", fam.ln_final)
     if fam.head:
         for key, tensor in parameters.items():
@@ -167,6 +179,8 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         key, head = out["embed.W_E"].source, out["embed.W_E"].tensor
     out["unembed.W_U"] = Weight(head.T, key)
     key, bias = get(fam.unembed, "bias")
+    if fam.unembed_bias:
+        key, bias = fam.unembed_bias, parameters[fam.unembed_bias].flatten()
     if bias is not None:
         out["unembed.b_U"] = Weight(bias, key)
     return out
@@ -208,11 +222,11 @@ def _attention(
         weights = split_fused(weight.T, fam, d)
         biases = None if bias is None else split_fused(bias, fam, d)
         for i, letter in enumerate("QKV"):
-            out[f"{name}.attn.W_{letter}"] = Weight(
+            out[f"{name}.W_{letter}"] = Weight(
                 einops.rearrange(weights[i], "d_model h d_head -> h d_model d_head"), key
             )
             if biases is not None:
-                out[f"{name}.attn.b_{letter}"] = Weight(biases[i], f"{path}.bias")
+                out[f"{name}.b_{letter}"] = Weight(biases[i], f"{path}.bias")
     elif fam.q:
         for part, count in counts.items():
             path = fam.at(getattr(fam, part), layer)
@@ -221,25 +235,25 @@ def _attention(
             if part == "q" and fam.q_gated:
                 _gated_queries(out, name, path, weight, bias, d)
                 continue
-            out[f"{name}.attn.W_{part.upper()}"] = Weight(
+            out[f"{name}.W_{part.upper()}"] = Weight(
                 einops.rearrange(weight, "(h d_head) d_model -> h d_model d_head", h=count), key
             )
             if bias is not None:
-                out[f"{name}.attn.b_{part.upper()}"] = Weight(
+                out[f"{name}.b_{part.upper()}"] = Weight(
                     bias.unflatten(0, (count, d.d_head)), f"{path}.bias"
                 )
     if fam.o:
         path = fam.at(fam.o, layer)
         key, weight = linear(path)
-        out[f"{name}.attn.W_O"] = Weight(
+        out[f"{name}.W_O"] = Weight(
             einops.rearrange(weight, "d_model (h d_head) -> h d_head d_model", h=d.n_heads), key
         )
         bias = parameters.get(f"{path}.bias")
         if bias is not None:
-            out[f"{name}.attn.b_O"] = Weight(bias, f"{path}.bias")
+            out[f"{name}.b_O"] = Weight(bias, f"{path}.bias")
     if fam.sinks and fam.attn:
         key = f"{fam.at(fam.attn, layer)}.{fam.sinks}"
-        out[f"{name}.attn.sinks"] = Weight(parameters[key], key)
+        out[f"{name}.sinks"] = Weight(parameters[key], key)
 
 
 def _gated_queries(
@@ -252,10 +266,10 @@ def _gated_queries(
 ) -> None:
     for what, part in zip(("Q", "QG"), split_gated(weight.T, d), strict=True):
         own = einops.rearrange(part, "d_model h d_head -> h d_model d_head")
-        out[f"{name}.attn.W_{what}"] = Weight(own, f"{path}.weight")
+        out[f"{name}.W_{what}"] = Weight(own, f"{path}.weight")
     if bias is not None:
         for what, part in zip(("Q", "QG"), split_gated(bias, d), strict=True):
-            out[f"{name}.attn.b_{what}"] = Weight(part, f"{path}.bias")
+            out[f"{name}.b_{what}"] = Weight(part, f"{path}.bias")
 
 
 def _experts(

@@ -18,9 +18,12 @@ _SIGMOID = (
     "afmoe",
     "laguna",
     "llama4_text",
+    "lfm2_moe",
 )
 #: Config classes whose routers never renormalise, whatever the config says.
 _NEVER_NORMALISED = ("deepseek_v2", "jamba", "llama4_text")
+#: What is added to the sum of shares before they are divided by it.
+_FLOORS = {"lfm2_moe": 1e-6}
 #: Config classes whose experts read their share of the input.
 _ON_INPUT = ("llama4_text",)
 #: Where the bias is stored that is added to scores only to choose.
@@ -71,7 +74,7 @@ def chosen(logits: torch.Tensor, w: Weights, config: Any) -> dict[int, torch.Ten
     experts = choice.topk(config.num_experts_per_tok).indices
     shares = scores[experts]
     if getattr(config, "norm_topk_prob", True) and kind not in _NEVER_NORMALISED:
-        shares = shares / shares.sum()
+        shares = shares / (shares.sum() + _FLOORS.get(kind, 0.0))
     factors = ("routed_scaling_factor", "moe_routed_scaling_factor", "route_scale")
     shares = shares * next((f for n in factors if (f := getattr(config, n, None)) is not None), 1.0)
     return dict(zip(experts.tolist(), shares, strict=True))

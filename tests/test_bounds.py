@@ -94,6 +94,7 @@ NOT_A_LIMIT = {
     "prove/bench.py": {1e-3, 1e-5, 0.03},  # tolerances of other suites, shown beside our verdicts
     # rms_norm_eps of a twin's config, and a multiplier of Falcon H1
     "checkpoints/twin_catalogue.py": {1e-5, 1e-6, 0.0390625},
+    "checkpoints/catalogue_multimodal.py": {1e-5},
     "cli.py": {0.001},  # seconds
     "diagnose/anywhere.py": {0.005},  # the smallest rate of a dropout
     "diagnose/facts.py": {1e-5, 0.01, 0.044715},  # defaults of configs, constants of activations

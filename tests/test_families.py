@@ -20,12 +20,16 @@ from conformance.checkpoints.twin_catalogue import TWINS, WINDOW
 from conformance.diagnose import facts
 from conformance.errors import FamilyError
 from conformance.families import architectures, family
+from conformance.media import generated
+from conformance.prompts import MEDIA
 from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS, parse
 from conformance.spec import TwinSource, load_spec
 from conformance.weights import canonical
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from conformance.families import Family
 
 LAYER = 1
 every_twin = pytest.mark.parametrize("twin", TWINS)
@@ -68,8 +72,12 @@ _IN_BLOCK = (
     *("attn", "o", "mixer", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
     *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
     *("shared", "shared_gate", "kv_latent", "attn_gate", "o_norm", "down_norm"),
+    *("ln_cross", "cross", "cross_q", "cross_k", "cross_v", "cross_o"),
 )
-_GLOBAL = ("embed", "ln_final", "head", "unembed", "pos_embed", "embed_ln")
+_GLOBAL = (
+    *("embed", "ln_final", "head", "unembed", "pos_embed", "embed_ln"),
+    *("type_embed", "transform", "encoder_ln_final", "embed_weight"),
+)
 _NO_PATHS = {
     "architecture",
     "block",
@@ -78,6 +86,7 @@ _NO_PATHS = {
     "qk_norm",
     "expert_layout",
     "attn_gate_by",
+    "unembed_bias",
 }
 
 
@@ -106,9 +115,12 @@ def test_every_path_exists(twin: str, twin_cache: Path) -> None:
 
 
 @every_twin
-@pytest.mark.parametrize("prompt", ["sixteen", "padded_left"])
+@pytest.mark.parametrize("prompt", ["sixteen", "padded_left", MEDIA])
 def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache: Path) -> None:
     fam, d = described(twin, twin_cache)
+    model = huggingface(twin, twin_cache)
+    if prompt == MEDIA and generated(model.model.config, d) is None:
+        return  # text alone
     found = ran(twin, twin_cache, prompt)
     due = {k.name for k in GLOBAL_KINDS if k.name not in {*fam.absent(), "logits"}}
     for layer in range(d.n_layers):
@@ -173,7 +185,7 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
     whole, d = described(twin, twin_cache)
     fam, found = whole.of(layer), ran(twin, twin_cache)
     at = f"blocks.{layer}."
-    x = found[at + ("ln1" if fam.ln1 else "resid_pre")]
+    x = found[at + fam.attn_reads]
     for letter in "QKV" if fam.q or fam.qkv else "":
         value = torch.einsum("bpm,hmd->bphd", x, weights[f"{at}attn.W_{letter}"])
         value = value + weights.get(f"{at}attn.b_{letter}", 0)
@@ -188,12 +200,12 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
         return
     # Which key/value head belongs to which query head, seen where they meet.
     v = found[at + "attn.v"]
-    if clip := getattr(huggingface(twin, twin_cache).model.config, "clip_qkv", None):
+    if clip := getattr(huggingface(twin, twin_cache).config, "clip_qkv", None):
         v = v.clamp(-clip, clip)
     v = v.repeat_interleave(d.group, dim=2)
     mixed = torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v)
     if fam.o_norm:
-        rule = facts.norm(huggingface(twin, twin_cache).model.config, fam)
+        rule = facts.norm(huggingface(twin, twin_cache).config, fam)
         mixed = rule(mixed.flatten(-2), weights[at + "attn.o_norm.w"]).unflatten(-1, z.shape[-2:])
     if fam.attn_gate:
         gate = x @ weights[f"{at}{fam.attn_gate}.weight"].T
@@ -233,12 +245,12 @@ def test_the_weights_reproduce_the_mlp(twin: str, twin_cache: Path, weights: Wei
 def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: int) -> None:
     fam, found = described(twin, twin_cache)[0].of(layer), ran(twin, twin_cache)
     at = f"blocks.{layer}."
-    x = found[at + ("ln2" if fam.ln2 else "ln1" if fam.mlp_reads_ln1 else "resid_mid")]
-    w = {k.removeprefix(at + "mlp."): v for k, v in weights.items() if k.startswith(at + "mlp.")}
+    x = found[at + fam.mlp_reads]
+    w = _of_mlp(weights, at, fam)
     if fam.moe:
         logits = x.flatten(0, 1) @ w["W_router"] + w.get("b_router", 0)
         same(logits, found[at + "mlp.router_logits"])
-        out = mixture(x.flatten(0, 1), logits, w, huggingface(twin, twin_cache).model.config)
+        out = mixture(x.flatten(0, 1), logits, w, huggingface(twin, twin_cache).config)
         out = out.reshape(x.shape)
     else:
         pre, linear = ("W_gate", "W_in") if fam.gated else ("W_in", None)
@@ -247,6 +259,12 @@ def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: in
             same(x @ w[linear] + w.get("b_in", 0), found[at + "mlp.pre_linear"])
         out = (found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)) * fam.mlp_multiplier
     same(out * fam.multiplier("mlp_out"), found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
+
+
+def _of_mlp(weights: Weights, at: str, fam: Family) -> Weights:
+    """A block's weights of its MLP, without the MLP's name: ours, or HuggingFace's."""
+    starts = (f"{at}{fam.mlp}.", f"{at}mlp.")
+    return {k.removeprefix(s): v for s in starts for k, v in weights.items() if k.startswith(s)}
 
 
 def _sinusoids(positions: int, width: int) -> torch.Tensor:
@@ -262,8 +280,12 @@ def test_the_weights_reproduce_embedding_and_unembedding(
 ) -> None:
     fam, d = described(twin, twin_cache)
     found = ran(twin, twin_cache)
-    tokens, config = found.prompt.tokens, huggingface(twin, twin_cache).model.config
+    tokens, config = found.prompt.tokens, huggingface(twin, twin_cache).config
     embedded = weights["embed.W_E"][tokens] * (d.d_model**0.5 if fam.embed_scaled else 1)
+    if fam.type_embed:  # of token type 0
+        embedded = embedded + weights[f"{fam.type_embed}.weight"][0]
+    if fam.embed_ln and fam.pos_embed:  # their norm is that of the sum
+        embedded = embedded + found["pos_embed"]
     if fam.embed_ln:
         rule = facts.norm(config, fam)
         embedded = rule(embedded, weights.get("embed_ln.w"), weights.get("embed_ln.b"))
@@ -273,9 +295,11 @@ def test_the_weights_reproduce_embedding_and_unembedding(
         table = table[fam.pos_offset :]
         assert table.shape[0] == d.n_ctx
         same(table[: tokens.shape[1]][None], found["pos_embed"])
-    normed = found["ln_final"]
+    normed = found["ln_final" if fam.ln_final else f"blocks.{d.n_layers - 1}.resid_post"]
     if fam.head:
         normed = huggingface(twin, twin_cache).model.get_submodule(fam.head)(normed)
+    if getattr(config, "scale_decoder_outputs", False):
+        normed = normed * d.d_model**-0.5
     logits = normed @ weights["unembed.W_U"] + weights.get("unembed.b_U", 0)
     logits = logits * (getattr(config, "logit_scale", None) or 1)
     logits = logits / (getattr(config, "logits_scaling", None) or 1)
@@ -297,7 +321,7 @@ def test_some_pre_activations_pass_the_limit_that_clamps_experts(twin_cache: Pat
     at = f"blocks.{LAYER}.mlp.experts.0."
     for letter in ("gate", "in"):
         pre = x @ weights[f"{at}W_{letter}"].tensor + weights[f"{at}b_{letter}"].tensor
-        passed = float((pre > model.model.config.swiglu_limit).double().mean())
+        passed = float((pre > model.config.swiglu_limit).double().mean())
         assert 0.0005 < passed < 0.1, letter
 
 
@@ -307,12 +331,12 @@ def test_routers_choose_clearly_and_by_all_they_have(
 ) -> None:
     """No near-tie, which rounding could turn; and a correction bias changes what is chosen."""
     fam, d = described(twin, twin_cache)
-    config, found = huggingface(twin, twin_cache).model.config, ran(twin, twin_cache)
+    config, found = huggingface(twin, twin_cache).config, ran(twin, twin_cache)
     for layer in range(d.n_layers):
         if not fam.of(layer).moe:
             continue
         start = f"blocks.{layer}.mlp."
-        w = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+        w = _of_mlp(weights, f"blocks.{layer}.", fam.of(layer))
         k, changed = config.num_experts_per_tok, 0
         for logits in found[f"{start}router_logits"]:
             scores, choice = scored(logits, w, config)
@@ -325,9 +349,12 @@ def test_routers_choose_clearly_and_by_all_they_have(
 @every_twin
 def test_no_parameter_is_neutral(twin: str, twin_cache: Path) -> None:
     model = huggingface(twin, twin_cache)
+    sinusoids = model.config.model_type in ("marian", "pegasus")
     for name, parameter in model.parameters().items():
         if any(gain == 0 and name.endswith(end) for end, gain in TWINS[twin].gains.items()):
             continue  # a constant
+        if sinusoids and name.endswith("embed_positions.weight"):
+            continue
         scale = parameter.ndim == 1 and name.endswith(".weight")
         neutral = 1.0 if scale and not model.family.norm_offset else 0.0
         away = (parameter - neutral).abs()
@@ -336,11 +363,16 @@ def test_no_parameter_is_neutral(twin: str, twin_cache: Path) -> None:
         assert parameter.unique().numel() > 0.9 * parameter.numel(), name
 
 
+_UNROTATED_TOWERS = ("model.vision_tower.encoder.", "model.vision_model.encoder.")
+
+
 @every_twin
 def test_every_parameter_moves_the_logits(twin: str, twin_cache: Path) -> None:
     """Set to what a checkpoint without it would have, each changes the logits by 1 % or more."""
     model = huggingface(twin, twin_cache)
-    prompt, truth = ran(twin, twin_cache).prompt, ran(twin, twin_cache).logits
+    sees = generated(model.model.config, model.dims) is not None
+    found = ran(twin, twin_cache, MEDIA if sees else "sixteen")
+    prompt, truth = found.prompt, found.logits
     silent = _without_effect(model)
     for name, parameter in model.model.named_parameters():
         scale = parameter.ndim == 1 and name.endswith(".weight") and not model.family.norm_offset
@@ -357,12 +389,31 @@ def test_every_parameter_moves_the_logits(twin: str, twin_cache: Path) -> None:
 
 
 def _without_effect(model: Any) -> set[str]:
-    """Biases of keys that are not rotated: a query adds the same to all its scores."""
-    found: set[str] = set()
+    """Biases of keys that are not rotated: a query adds the same to all its scores.
+
+    And what of a tower is not read: LLaVA takes the last layer but one; Emu3's makes tokens.
+    """
+    found = {
+        name
+        for name, _ in model.model.named_parameters()
+        if name.startswith(_UNROTATED_TOWERS) and name.endswith(".k_proj.bias")
+    }
+    config = model.model.config
+    kind, vision = config.model_type, getattr(config, "vision_config", None)
+    unread: tuple[str, ...] = ("model.vqmodel.",) if kind == "emu3" else ()
+    if vision is not None and kind in ("llava", "llava_next", "llava_onevision"):
+        kept = vision.num_hidden_layers + config.vision_feature_layer + 1
+        layers = range(kept, vision.num_hidden_layers)
+        unread += (*(f"model.vision_tower.encoder.layers.{i}." for i in layers),)
+        unread += ("model.vision_tower.post_layernorm.",)
+    if unread:
+        found |= {n for n, _ in model.model.named_parameters() if n.startswith(unread)}
     for layer in range(model.dims.n_layers):
         own = model.family.of(layer)
         if own.k and not own.rotary and own.qk_norm is None:
             found.add(f"{own.at(own.k, layer)}.bias")
+        if own.cross_k:
+            found.add(f"{own.at(own.cross_k, layer)}.bias")
     return found
 
 
@@ -393,13 +444,15 @@ def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
         seen = (found[f"blocks.{layer}.attn.pattern"] != 0).any(0).any(0)
         reach = length if window is None else window
         allowed = (distance >= 0) & (distance < reach)
+        if not fam.of(layer).causal:
+            allowed |= distance < 0
         assert not bool((seen & ~allowed).any()), layer
         if fam.of(layer).indexed:
-            topk = huggingface(twin, twin_cache).model.config.index_topk
+            topk = huggingface(twin, twin_cache).config.index_topk
             count = (found[f"blocks.{layer}.attn.pattern"] > 0).sum(-1)
             assert bool((count == torch.arange(1, length + 1).clamp(max=topk)).all()), layer
             continue
-        near = (distance >= 0) & (distance < min(reach, 8))
+        near = (distance >= (0 if fam.of(layer).causal else -8)) & (distance < min(reach, 8))
         if chunk := d.chunk(layer):
             of = torch.arange(length) // chunk
             other = of[:, None] != of[None]

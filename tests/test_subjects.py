@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import declared_subjects
@@ -212,3 +214,12 @@ def test_what_is_not_exposed_is_really_nowhere(cls: str, twin: str, twin_cache: 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and bool(((a - b).abs() <= 1e-9 * a.abs().max()).all())
+
+
+def test_a_port_cannot_install_what_it_misses_while_it_loads() -> None:
+    from conformance.implementations.subjects import _nothing_installed
+
+    with _nothing_installed():
+        with pytest.raises(ImplementationError, match="pip install"):
+            subprocess.check_call([sys.executable, "-m", "pip", "install", "nothing-at-all"])
+        assert subprocess.check_call([sys.executable, "-c", ""]) == 0

@@ -16,6 +16,7 @@ from conformance.checks.names import CHECKS
 from conformance.engine import run_job
 from conformance.implementations.huggingface import HuggingFaceModel
 from conformance.jobs import Job
+from conformance.media import generated
 from conformance.prompts import Prompt, build
 from conformance.spec import ModelSpec, TwinSource
 
@@ -74,7 +75,8 @@ def run(model: HuggingFaceModel, prompt: Prompt) -> Run:
 @functools.cache
 def ran(twin: str, cache: Path, prompt: str = "sixteen") -> Run:
     model = huggingface(twin, cache)
-    (built,), _ = build(model.dims, None, (prompt,))
+    media = generated(model.model.config, model.dims)
+    (built,), _ = build(model.dims, None, (prompt,), media)
     return run(model, built)
 
 

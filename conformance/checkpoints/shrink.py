@@ -42,6 +42,25 @@ _SIZES: Mapping[str, Any] = {
     **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 5),
     **dict.fromkeys(("chunk_size", "mamba_chunk_size"), 8),
 }
+#: Towers for images and sounds: narrower than the language model, and of two layers.
+_TOWERS = ("vision_config", "audio_config", "vq_config")
+_TOWER: Mapping[str, Any] = {
+    **dict.fromkeys(("hidden_size", "embed_dim", "d_model"), 32),
+    **dict.fromkeys(("num_hidden_layers", "depth", "encoder_layers"), 2),
+    **dict.fromkeys(("intermediate_size", "encoder_ffn_dim"), 44),
+    **dict.fromkeys(("num_attention_heads", "num_heads", "encoder_attention_heads"), 4),
+    **{"head_dim": 8, "image_size": 28, "patch_size": 7, "num_mel_bins": 9, "projection_dim": 20},
+    **{"out_hidden_size": _D_MODEL, "max_source_positions": 20, "num_position_embeddings": 16},
+}
+#: Tokens that stand for images and sounds come last in a vocabulary.
+_STAND_INS: Mapping[str, int] = {
+    **dict.fromkeys(("image_token_id", "image_token_index", "audio_token_id"), 112),
+    **dict.fromkeys(("video_token_id", "video_token_index", "audio_token_index"), 111),
+    **dict.fromkeys(("vision_start_token_id", "image_start_token_id", "boi_token_index"), 110),
+    **dict.fromkeys(("vision_end_token_id", "image_end_token_id", "eoi_token_index"), 109),
+    **dict.fromkeys(("video_start_token_id", "audio_bos_token_id"), 108),
+    **dict.fromkeys(("video_end_token_id", "audio_eos_token_id"), 107),
+}
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _GROUPED, _UNGROUPED, _KV, _D_HEAD = 6, 4, 2, 10
@@ -86,7 +105,12 @@ def arguments(default: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
         inner = getattr(default, name, None)
         if inner is not None:
             own = changes.get(name, {})
+            if name in _TOWERS:
+                held = inner.to_dict()
+                own = {**{k: v for k, v in _TOWER.items() if held.get(k) is not None}, **own}
             small[name] = {**arguments(inner, own), "model_type": inner.model_type}
+    if "text_config" in small:
+        small |= {k: v for k, v in _STAND_INS.items() if k in names}
     return {**small, **{k: v for k, v in changes.items() if k not in default.sub_configs}}
 
 

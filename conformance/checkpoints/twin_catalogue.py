@@ -7,29 +7,13 @@ sliding window is a fraction of the context, and flags that change the mathemati
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from conformance.checkpoints import catalogue_encoders, catalogue_multimodal, catalogue_seq2seq
+from conformance.checkpoints.twin import Twin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-
-@dataclass(frozen=True, slots=True)
-class Twin:
-    """One tiny checkpoint.
-
-    Attributes:
-        architecture: HuggingFace class.
-        model_type: HuggingFace config class, by its ``model_type``.
-        config: its arguments.
-        gains: end of a parameter's or buffer's name -> how much larger it is drawn than others,
-            where the usual size leaves part of the mathematics untouched; 0 keeps a constant.
-    """
-
-    architecture: str
-    model_type: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    gains: Mapping[str, float] = field(default_factory=dict)
 
 
 _IDS = {"vocab_size": 113, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -319,6 +303,36 @@ TWINS: Mapping[str, Twin] = {
             "query_pre_attn_scalar": 10,
         },
     ),
+    # Gemma 3 270M and 1B: one key and value for all heads.
+    "gemma3-1b": Twin(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        {
+            **_HEAD,
+            "num_key_value_heads": 1,
+            "num_hidden_layers": 7,
+            "max_position_embeddings": 640,
+            "sliding_window": 512,
+            "query_pre_attn_scalar": 10,
+        },
+        {"q_norm.weight": 2.0},
+    ),
+    # MedGemma 27B: queries scaled by d_model / heads, positions of full attention by 1/8.
+    "gemma3-27b": Twin(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        {
+            **_HEAD,
+            "num_key_value_heads": 3,
+            "num_hidden_layers": 7,
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 8,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+            },
+        },
+    ),
     "gpt-neox": Twin(
         "GPTNeoXForCausalLM", "gpt_neox", {**_MHA_CTX, "intermediate_size": 80, "rotary_pct": 0.5}
     ),
@@ -347,6 +361,10 @@ TWINS: Mapping[str, Twin] = {
     # larger relatives: 176B has 112).
     "bloom-six-heads": Twin(
         "BloomForCausalLM", "bloom", {**_IDS, "hidden_size": 48, "n_layer": 3, "n_head": 6}
+    ),
+    # Published without its head, which is the embedding.
+    "bloom-headless": Twin(
+        "BloomModel", "bloom", {**_IDS, "hidden_size": 48, "n_layer": 3, "n_head": 8}
     ),
     "falcon-7b": Twin(
         "FalconForCausalLM",
@@ -437,6 +455,11 @@ TWINS: Mapping[str, Twin] = {
         "OlmoForCausalLM",
         "olmo",
         {**_GQA, "num_key_value_heads": 6, "clip_qkv": 1.5, "rope_theta": 10000.0},
+    ),
+    # OLMo 1B and 7B of 2024-02: nothing is clipped; 1B is tied.
+    "olmo-7b": Twin("OlmoForCausalLM", "olmo", {**_GQA, "num_key_value_heads": 6}),
+    "olmo-1b": Twin(
+        "OlmoForCausalLM", "olmo", {**_GQA, "num_key_value_heads": 6, "tie_word_embeddings": True}
     ),
     "olmo2": Twin(
         "Olmo2ForCausalLM",
@@ -688,6 +711,16 @@ TWINS: Mapping[str, Twin] = {
             "layer_types": ["conv", "full_attention", "conv", "full_attention"],
         },
     ),
+    # As LFM2-8B-A1B: two dense layers before those of experts, a correction bias.
+    "lfm2-moe": Twin(
+        "Lfm2MoeForCausalLM",
+        "lfm2_moe",
+        {
+            "num_hidden_layers": 5,
+            "num_dense_layers": 2,
+            "layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"],
+        },
+    ),
     # Multipliers as in Falcon-H1-0.5B.
     "falcon-h1": Twin(
         "FalconH1ForCausalLM",
@@ -773,4 +806,7 @@ TWINS: Mapping[str, Twin] = {
         "qwen3_5_moe_text",
         {**_DELTA_NET, "num_hidden_layers": 4, "layer_types": _LINEAR_LAYERS, **_PARTIAL_ROPE},
     ),
+    **catalogue_encoders.TWINS,
+    **catalogue_multimodal.TWINS,
+    **catalogue_seq2seq.TWINS,
 }

@@ -54,7 +54,7 @@ def build_twin(name: str, seed: int, target: Path, config: Mapping[str, Any] | N
         model = getattr(transformers, twin.architecture)._from_config(small, dtype=torch.float32)
     fill(model, seed, twin.gains)
     model.save_pretrained(target)
-    save_tokenizer(target, small.vocab_size)
+    save_tokenizer(target, small.get_text_config().vocab_size)
 
 
 def fill(model: torch.nn.Module, seed: int, gains: Mapping[str, float] | None = None) -> None:

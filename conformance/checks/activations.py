@@ -26,6 +26,7 @@ class Activations(Check):
     """
 
     name: ClassVar[str] = "activations"
+    stacks: ClassVar[bool] = True
     modes: ClassVar[frozenset[PassMode]] = frozenset({"plain"})
 
     def __init__(self) -> None:

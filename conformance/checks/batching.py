@@ -114,6 +114,9 @@ class Batching(Check):
         if subject.kind != "TransformerBridge":
             self.not_applicable("position ids given", "HookedTransformer takes none")
             return
+        if subject.family.own_positions:
+            self.not_applicable("position ids given", "they begin after the padding token's id")
+            return
         if "shifted" not in stored:
             self.not_applicable("position ids given", "the reference takes none")
             return

@@ -31,6 +31,7 @@ class Components(Check):
     """Each component computes the reference's output from the reference's input."""
 
     name: ClassVar[str] = "components"
+    stacks: ClassVar[bool] = True
     modes: ClassVar[frozenset[PassMode]] = frozenset({"blocks", "components"})
 
     def __init__(self) -> None:
@@ -89,7 +90,9 @@ def _expected_components(context: Context) -> list[str]:
     from conformance.implementations.base import BLOCK_COMPONENTS
 
     fam, layers = context.subject.family, range(context.subject.dims.n_layers)
-    names = ["ln_final", "unembed", *(f"blocks.{i}" for i in layers)]
+    last = ["ln_final"] if fam.ln_final else []
+    last += ["ln_encoder"] if fam.encoder_ln_final else []
+    names = [*last, "unembed", *(f"blocks.{i}" for i in layers)]
     for part in BLOCK_COMPONENTS:
         names += [f"blocks.{i}.{part}" for i in layers if getattr(fam.of(i), part) is not None]
     return names

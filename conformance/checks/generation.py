@@ -330,6 +330,8 @@ def _at_most(count: int, context: Context) -> int:
 
 
 def _declined(context: Context) -> str | None:
+    if not context.reference.family.causal:
+        return "a masked encoder generates nothing"
     adapter = getattr(context.subject.model, "adapter", None)
     if not getattr(adapter, "supports_generation", True):
         return f"{type(adapter).__name__} does not support it"

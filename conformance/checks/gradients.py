@@ -177,7 +177,10 @@ def _backwards(key: str) -> tuple[int, int, int]:
     """Sorts ``weight/...`` and ``site/...`` as backpropagation reaches them."""
     name = key.partition("/")[2]
     if not name.startswith("blocks."):
-        order = ("unembed.", "head.", "ln_final.", "embed_ln.", "embed", "pos_embed.", "embed.")
+        order = (
+            *("unembed.", "head.", "ln_final.", "embed_ln.", "embed", "pos_embed.", "embed."),
+            "",  # a tower's
+        )
         place = max((len(p), -i) for i, p in enumerate(order) if name.startswith(p))
         return (0 if -place[1] < 3 else 2, 0, -place[1])
     _, layer, part = name.split(".", 2)

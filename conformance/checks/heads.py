@@ -36,6 +36,9 @@ class Heads(Check):
         if not context.reference.family.everywhere("attn.pattern"):
             self.not_applicable(self.name, "not every layer has attention")
             return
+        if not context.reference.family.causal:
+            self.not_applicable(self.name, "detect_head's patterns are those of a causal mask")
+            return
         made = context.experiment(self.name)
         self.metrics.update(context.scope.said())
         with context.subject.session():

@@ -53,6 +53,15 @@ BEFORE_NORMS_LAST: Mapping[str, tuple[str, ...]] = {
     },
 }
 
+#: The same where norms of the stream come after attention and the MLP.
+BEFORE_POST_NORM: Mapping[str, tuple[str, ...]] = {
+    **{kind: tuple(k for k in after if k not in ("ln1", "ln2")) for kind, after in BEFORE.items()},
+    "attn_out": ("ln1", "resid_mid", "resid_post"),
+    "ln1": ("mlp.pre", "mlp.pre_linear", "mlp_out"),
+    "mlp_out": ("ln2", "resid_post"),
+    "ln2": (),
+}
+
 #: The library's switches -> the hooks that fire only under them. Axes as of sites; ``heads`` is
 #: one entry per query head or per key/value head, as the port groups them.
 SWITCHES: Mapping[str, Mapping[str, tuple[str, ...]]] = {

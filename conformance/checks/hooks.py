@@ -15,6 +15,7 @@ from conformance.checks.hook_switches import switches
 from conformance.checks.hook_table import (
     BEFORE,
     BEFORE_NORMS_LAST,
+    BEFORE_POST_NORM,
     Published,
     is_site,
     out_of_order,
@@ -219,7 +220,8 @@ def _firing(
     points = context.subject.model.hook_dict
     same_point = {table[name].site: id(points[name]) for name in fired.seen}
     places = [table[n].site for n in dict.fromkeys(fired.order) if is_site(table[n].site)]
-    norms_last = context.subject.family.qk_norm_rotated
-    order = BEFORE_NORMS_LAST if norms_last else BEFORE
+    fam = context.subject.family
+    order = BEFORE_NORMS_LAST if fam.qk_norm_rotated else BEFORE
+    order = BEFORE_POST_NORM if fam.post_norm else order
     for first, then in out_of_order(places, same_point, order):
         yield structure(first, f"fires after {then}, which is computed from it", on)

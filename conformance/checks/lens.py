@@ -41,6 +41,7 @@ class Lens(Check):
             yield from work.all()
 
 
+_NORMED_SUMS = "norms stand in the residual stream: it is no sum of parts"
 _NOT_LINEAR = "what lies between the final norm and the unembedding is not linear"
 
 
@@ -68,11 +69,15 @@ class _Lens:
     def _lenses(self) -> Iterator[Callable[[], Iterator[Comparison]]]:
         """Those that mean something for this architecture; why the others do not."""
         yield self.accumulated
-        if self.fam.head is None:
+        if self.fam.transform is not None:
+            self.check.not_applicable("logit lens", f"a transform of its own: {self.fam.transform}")
+        elif self.fam.head is None:
             yield self.logit_lens
         else:
             self.check.not_applicable("logit lens", _NOT_LINEAR)
-        if self.fam.everywhere("attn_out") and self.fam.everywhere("mlp_out"):
+        if self.fam.post_norm:
+            self.check.not_applicable("decompose_resid", _NORMED_SUMS)
+        elif self.fam.everywhere("attn_out") and self.fam.everywhere("mlp_out"):
             yield self.decomposed
         else:
             reason = "not every layer adds attention and an MLP to the residual stream"

@@ -187,7 +187,7 @@ class Patching(Check):
             yield self._effect(f"at/{site}", value, unpatched, site, on)
             spread = self._stored.spread("corrupted")
             note = "a patch moved what comes before it"
-            if before:
+            if before and self._subject.family.causal:
                 yield same(unpatched[:before], value[:before], spread, site=site, on=on, note=note)
 
     def _effect(

@@ -164,7 +164,7 @@ class _Judged:
         window, chunk = self.formula.mask.window, self.formula.mask.chunk
         n = torch.arange(pattern.shape[-1])
         back = (n[:, None] - n[None, :])[None, None]
-        forbidden = {"above the diagonal": back < 0}
+        forbidden = {"above the diagonal": back < 0} if self.formula.mask.causal else {}
         if window is not None:
             forbidden[f"outside the window of {window}"] = back >= window
         if chunk is not None:
@@ -286,7 +286,9 @@ def _formula(context: Context, made: Stored, layer: int) -> Formula:
         scale=float(made["scale"][layer]),
         cap=made.facts["cap"],
         slopes=made["slopes"] if alibi else None,
-        mask=Mask(window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed),
+        mask=Mask(
+            window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed, causal=fam.causal
+        ),
         sinks=fam.sinks is not None,
         o_norm=Norm(made.facts["o_norm_eps"], centred=False, offset=0.0) if fam.o_norm else None,
         tiled=fam.tiled,

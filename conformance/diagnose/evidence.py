@@ -193,10 +193,10 @@ class Run:
 
 
 def checkpoint_config(path: Path) -> Any:
-    """The HuggingFace config of a checkpoint directory."""
+    """The HuggingFace config of a checkpoint directory's language model."""
     import transformers
 
-    return transformers.AutoConfig.from_pretrained(path)
+    return transformers.AutoConfig.from_pretrained(path).get_text_config()
 
 
 def watch(

@@ -64,6 +64,7 @@ class Mask:
             ``all`` spreads evenly over every key.
         chunk: keys of a query's own chunk of this length only; chunks begin after left padding.
         indexed: of these keys, those that an indexer chose, as the reference's scores show it.
+        causal: whether later keys are hidden.
         stray: the right window, where keys beyond it are seen whether or not they are padding.
     """
 
@@ -74,6 +75,7 @@ class Mask:
     stray: int | None = None
     chunk: int | None = None
     indexed: bool = False
+    causal: bool = True
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,9 @@ def right(evidence: Evidence, layer: int) -> Formula:
         scale=facts.attention_scale(config, fam, d, layer)[0],
         cap=None if cap is None else float(cap),
         slopes=facts.slopes(config, fam, d),
-        mask=Mask(window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed),
+        mask=Mask(
+            window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed, causal=fam.causal
+        ),
         sinks=fam.sinks is not None,
         o_norm=facts.norm(config, fam) if fam.o_norm else None,
         tiled=fam.tiled,
@@ -216,7 +220,9 @@ def compute(scene: Scene, f: Formula, since: Stage, until: Stage) -> Predicted:
     seen = visible(scene, f.mask)
     lonely = ~seen.any(-1, keepdim=True)
     if f.mask.lonely == "own":
-        seen = torch.where(lonely, visible(scene, Mask(window=f.mask.window)), seen)
+        seen = torch.where(
+            lonely, visible(scene, Mask(window=f.mask.window, causal=f.mask.causal)), seen
+        )
     scores = scores.masked_fill(~seen, -torch.inf)
     if until == Stage.SCORES:
         return {"attn.scores": scores}
@@ -295,7 +301,7 @@ def gate(scene: Scene) -> torch.Tensor | float:
         return 1.0
     weight = scene.weight(f"{fam.attn_gate}.weight")
     assert weight is not None
-    x = scene.truth("ln1" if fam.ln1 else "resid_pre") @ weight.T
+    x = scene.truth(fam.attn_reads) @ weight.T
     x = x.sigmoid() if fam.attn_gate_by == "sigmoid" else torch.nn.functional.softplus(x)
     return x.unflatten(-1, (d.n_heads, -1))
 
@@ -304,7 +310,7 @@ def visible(scene: Scene, mask: Mask) -> torch.Tensor:
     """Bool [batch, head (1), query, key]: which keys each query sees."""
     n = torch.arange(scene.prompt.tokens.shape[1])
     back = n[:, None] - n[None, :]
-    seen = back >= -mask.offset
+    seen = (back >= -mask.offset) | (not mask.causal)
     if mask.window is not None:
         seen = seen & (back < mask.window)
     seen = seen.expand(scene.prompt.tokens.shape[0], 1, *seen.shape)

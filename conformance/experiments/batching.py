@@ -37,9 +37,9 @@ def sequences(dims: Dims, scope: Scope) -> dict[str, torch.Tensor]:
     generator = seeded("sequences")
     names = [f"unequal{i}" for i in range(len(LENGTHS))] + [f"equal{i}" for i in range(EQUAL)]
     # The first ids are special tokens in every vocabulary we know of.
-    first = min(4, dims.d_vocab - 1)
+    first = min(4, dims.n_ids - 1)
     return {
-        name: torch.randint(first, dims.d_vocab, (length,), generator=generator)
+        name: torch.randint(first, dims.n_ids, (length,), generator=generator)
         for name, length in zip(names, lengths, strict=True)
     }
 
@@ -77,7 +77,8 @@ class Batching(Experiment):
         for name, tokens in found.items():
             logits = on.model.run(Prompt(name, tokens[None]), lambda *_: None)
             yield name, project(logits)[0]
-        if "position_ids" in inspect.signature(on.model.model.forward).parameters:
+        takes = "position_ids" in inspect.signature(on.model.model.forward).parameters
+        if takes and not on.model.family.own_positions:
             tokens = found["equal0"][None]
             with on.model.session():
                 positions = SHIFT + _arange(tokens)

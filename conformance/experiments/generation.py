@@ -110,6 +110,8 @@ class Generation(Experiment):
 
     def run(self, on: Apparatus) -> Iterator[tuple[str, torch.Tensor]]:
         model = on.model
+        if not model.family.causal:
+            return
         again = self._ran() is model
         if not again:
             self._ran, self._disagrees, self._proposed = lambda: None, {}, {}
@@ -130,6 +132,8 @@ class Generation(Experiment):
         yield from _cache(model, found[ALONE], on.scope)
 
     def facts(self, on: Apparatus) -> dict[str, Any]:
+        if not on.model.family.causal:
+            return {}
         tokens = prompts(on.model.dims, on.scope)[ALONE]
         return {"size": _size(on.model, tokens), "disagrees": self._disagrees}
 
@@ -349,7 +353,7 @@ def _cache(
         lambda name, value: seen.update({name: value.clone()}) if name in sites else None,
     )
     # OLMo clips keys after the site that shows them.
-    clip = getattr(model.model.config, "clip_qkv", None) or math.inf
+    clip = getattr(model.config, "clip_qkv", None) or math.inf
     for site, layer in sites.items():
         yield f"unrotated/{layer}", seen[site][0].clamp(-clip, clip)
 

@@ -91,7 +91,7 @@ class Heads(Experiment):
         from conformance.diagnose import facts
 
         told = _told(on)
-        config = on.model.model.config
+        config = on.model.config
         cap = facts.first(config, "final_logit_softcapping")
         return {
             "untold": told if isinstance(told, str) else None,
@@ -107,7 +107,7 @@ def _repeated(on: Apparatus) -> torch.Tensor:
     d = on.model.dims
     half = min(_REPEATED_LONG if on.scope.large else _REPEATED, (d.n_ctx - 2) // 2)
     generator = torch.Generator().manual_seed(SEEDS["prompts"])
-    tokens = torch.randint(min(4, d.d_vocab - 1), d.d_vocab, (1, half), generator=generator)
+    tokens = torch.randint(min(4, d.n_ids - 1), d.n_ids, (1, half), generator=generator)
     return tokens.repeat(1, 2)
 
 
@@ -200,7 +200,7 @@ def _circuit(on: Apparatus, told: Told) -> Iterator[tuple[str, torch.Tensor]]:
 
     seen = _sites(on, told.objects, lambda s: s.endswith("attn.z") or s == last)
     weights = canonical(model.parameters(), model.family, d)
-    norm = facts.norm(model.model.config, model.family)
+    norm = facts.norm(model.config, model.family)
     w_u = weights["unembed.W_U"].tensor.double()
     direction = (w_u[:, told.right] - w_u[:, told.wrong]).T
     x = seen[last][:, -1]

@@ -76,7 +76,7 @@ class Lens(Experiment):
         if PROMPT not in on.prompts:
             return
         model, prompt = on.model, on.scope.cut(on.prompts[PROMPT])
-        fam, d, config = model.family, model.dims, model.model.config
+        fam, d, config = model.family, model.dims, model.config
         weights = canonical(model.parameters(), fam, d)
         seen, unembedded = _watched(on, prompt)
         last = f"blocks.{d.n_layers - 1}.resid_post"
@@ -94,7 +94,8 @@ class Lens(Experiment):
             direction = (
                 weights["unembed.W_U"].tensor[:, right] - weights["unembed.W_U"].tensor[:, wrong]
             )
-            yield "attributions", _attributions(on, seen, config, direction.double())
+            if not fam.post_norm:
+                yield "attributions", _attributions(on, seen, config, direction.double())
         for layer in on.scope.layers if fam.regular else ():
             at = f"blocks.{layer}"
             w_o = weights[f"{at}.attn.W_O"].tensor.double() * fam.residual_multiplier
@@ -109,7 +110,7 @@ class Lens(Experiment):
     def facts(self, on: Apparatus) -> dict[str, Any]:
         from conformance.diagnose import facts
 
-        config = on.model.model.config
+        config = on.model.config
         cap = facts.first(config, "final_logit_softcapping")
         return {
             "scale": facts.logit_scale(config)[0],

@@ -101,8 +101,8 @@ def prompts(dims: Dims, scope: Scope) -> tuple[Prompt, Prompt]:
 
     sixteen = prompt_of(dims, scope).tokens
     n = min(SHORT, sixteen.shape[1])
-    lowest = min(4, dims.d_vocab - 1)
-    other = torch.randint(lowest, dims.d_vocab, (1, n), generator=seeded("corrupted"))
+    lowest = min(4, dims.n_ids - 1)
+    other = torch.randint(lowest, dims.n_ids, (1, n), generator=seeded("corrupted"))
     clean = replace(prompt_of(dims, scope), name="clean", tokens=sixteen[:, :n])
     return clean, replace(clean, name="corrupted", tokens=other)
 

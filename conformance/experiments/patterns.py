@@ -31,8 +31,9 @@ class Patterns(Experiment):
         from conformance.diagnose import facts
         from conformance.families import dims, family
 
-        config = _config(on)
-        fam, d = family(config.architectures[0], config), dims(config)
+        whole = _config(on)
+        config = whole.get_text_config()
+        fam, d = family(whole.architectures[0], whole), dims(whole)
         scales = [facts.attention_scale(config, fam, d, i)[0] for i in range(d.n_layers)]
         yield "scale", torch.tensor(scales, dtype=torch.float64)
         for i in range(d.n_layers):
@@ -47,9 +48,10 @@ class Patterns(Experiment):
         from conformance.diagnose import facts
         from conformance.families import family
 
-        config = _config(on)
+        whole = _config(on)
+        config = whole.get_text_config()
         cap = facts.first(config, "attn_logit_softcapping")
-        fam = family(config.architectures[0], config)
+        fam = family(whole.architectures[0], whole)
         return {
             "cap": None if cap is None else float(cap),
             "clip": facts.clip(config),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ def run_job(job: Job, emit: Emit) -> None:
     from conformance.explain.reproduce import Forked
 
     assert job.subject is not None
+    # Scripts load ports as users do, and a port may install what it misses.
+    os.environ |= {"PIP_NO_INDEX": "1", "UV_OFFLINE": "1"}
     runner = None if job.out is None else Forked()  # before torch starts a thread
     try:
         explanation = explain(

@@ -10,7 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from conformance.errors import FamilyError
-from conformance.families import decoders, dense, experts, latent, recurrent
+from conformance.families import (
+    decoders,
+    dense,
+    encoders,
+    experts,
+    latent,
+    multimodal,
+    recurrent,
+    seq2seq,
+)
 from conformance.families.base import Dims, Family, dims
 
 if TYPE_CHECKING:
@@ -21,9 +30,12 @@ __all__ = ["Dims", "Family", "architectures", "dims", "family"]
 _FAMILIES: Mapping[str, Family | Callable[[Any], Family]] = {
     **decoders.FAMILIES,
     **dense.FAMILIES,
+    **encoders.FAMILIES,
     **experts.FAMILIES,
     **latent.FAMILIES,
     **recurrent.FAMILIES,
+    **multimodal.FAMILIES,
+    **seq2seq.FAMILIES,
 }
 
 

@@ -23,10 +23,23 @@ class Family:
         block: path of one block.
         embed, pos_embed, embed_ln: token embedding, learned positions, norm after embedding (which
             may be the final one, called twice).
+        unembed_bias: where its bias is a parameter of its own.
+        transform: what lies between the last block and the final norm.
         head: what lies between the final norm and the unembedding and is not linear.
         pos_offset: rows of the position table before position 0 (OPT keeps 2).
+        type_embed: embeddings of token types (first or second sentence).
+        own_positions: the model counts positions itself, from its padding token.
         ln1, ln1_post, ln2, ln2_post: norms before and after attention and MLP, relative to the
             block.
+        post_norm: ln1 and ln2 are norms of the stream itself, after attention's and after the MLP's
+            output was added (Vaswani et al. 2017): ``resid_mid`` is what ln1 returns.
+        causal: a token sees no later one.
+        encoder: how many layers are an encoder's, whose output the others, the decoder's, attend
+            to; 0 where there is one stack. ``layers`` then describes every layer, with its path.
+        encoder_ln_final: the norm after the encoder's last layer.
+        embed_weight: where its table is a parameter, if not in ``embed`` itself.
+        ln_cross, cross, cross_q, cross_k, cross_v, cross_o: the decoder's attention to the encoder,
+            its projections and the norm before it (after it and its sum where ``post_norm``).
         attn: the attention module, relative to the block; ``o`` its output projection. None in
             a block that has none; ``o`` also where no one projection is every token's.
         mixer: what mixes positions in attention's place, or beside it: a state-space model, a
@@ -74,26 +87,43 @@ class Family:
         mlp_multiplier: what the MLP's last projection is multiplied by inside its module.
         unnamed: modules or parameters, relative to the block, that TransformerLens has no name
             for (a latent projection, say): they keep HuggingFace's.
+        towers: modules beside the language model that make embeddings of images or sounds: their
+            parameters keep HuggingFace's names.
         layers: where layers differ, one description for each; empty where all are alike.
     """
 
     architecture: str
     block: str
     embed: str
-    ln_final: str
+    ln_final: str | None
     attn: str | None = None
     o: str | None = None
     mixer: str | None = None
     mlp: str | None = None
     unembed: str = "lm_head"
+    unembed_bias: str | None = None
+    transform: str | None = None
     head: str | None = None
     pos_embed: str | None = None
     pos_offset: int = 0
     embed_ln: str | None = None
+    type_embed: str | None = None
+    own_positions: bool = False
     ln1: str | None = "input_layernorm"
     ln1_post: str | None = None
     ln2: str | None = "post_attention_layernorm"
     ln2_post: str | None = None
+    ln_cross: str | None = None
+    cross: str | None = None
+    cross_q: str | None = None
+    cross_k: str | None = None
+    cross_v: str | None = None
+    cross_o: str | None = None
+    encoder: int = 0
+    encoder_ln_final: str | None = None
+    embed_weight: str | None = None
+    post_norm: bool = False
+    causal: bool = True
     q: str | None = None
     k: str | None = None
     v: str | None = None
@@ -137,12 +167,27 @@ class Family:
     mlp_multiplier: float = 1.0
     notes: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
+    towers: tuple[str, ...] = ()
     layers: tuple[Family, ...] = ()
+
+    @property
+    def attn_reads(self) -> str:
+        """The kind of site that attention reads."""
+        return "ln1" if self.ln1 and not self.post_norm else "resid_pre"
+
+    @property
+    def mlp_reads(self) -> str:
+        """The kind of site that the MLP reads."""
+        if self.ln2 and not self.post_norm:
+            return "ln2"
+        if self.cross:
+            return "resid_cross"
+        return "ln1" if self.mlp_reads_ln1 else "resid_mid"
 
     @property
     def one_norm(self) -> bool:
         """Whether one module is the norm after the embedding and the final one."""
-        return self.embed_ln == self.ln_final
+        return self.ln_final is not None and self.embed_ln == self.ln_final
 
     def of(self, layer: int) -> Family:
         """The description of one layer; this one where all are alike."""
@@ -203,6 +248,9 @@ def _absent(fam: Family) -> dict[str, str]:
         if condition:
             reasons.update(dict.fromkeys(kinds, reason))
 
+    missing(fam.ln_final is None, "there is no norm after the last block", "ln_final")
+    missing(fam.encoder_ln_final is None, "no encoder, or no norm after it", "ln_encoder")
+    missing(fam.cross is None, "the block attends to no encoder", *_CROSS)
     missing(fam.pos_embed is None, "positions are not a learned table", "pos_embed")
     missing(fam.ln1 is None, "attention reads the residual stream without a norm", "ln1")
     missing(fam.qk_norm is None, "queries are not normalised", "attn.q_normed")
@@ -232,6 +280,10 @@ _ATTENTION = (
     *("attn.q", "attn.k", "attn.v", "attn.q_normed", "attn.k_normed", "attn.rot_q", "attn.rot_k"),
     *("attn.scores", "attn.pattern", "attn.z", "attn.out", "attn_out"),
 )
+_CROSS = (
+    *("ln_cross", "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.scores"),
+    *("cross_attn.pattern", "cross_attn.z", "cross_attn_out", "resid_cross"),
+)
 _NEURONS = ("mlp.pre", "mlp.pre_linear", "mlp.post")
 _MLP = ("mlp.router_logits", *_NEURONS, "mlp.out", "mlp_out")
 
@@ -243,11 +295,12 @@ def like(base: Family, architecture: str, **changes: Any) -> Family:
 
 @dataclass(frozen=True, slots=True)
 class Dims:
-    """Sizes of one checkpoint, read from its HuggingFace config.
+    """Sizes of one checkpoint's language model, read from its HuggingFace config.
 
     ``d_head`` is that of queries and keys, ``d_head_v`` that of values. ``windows`` has for each
     layer how many tokens back it sees, itself included; ``chunks`` the length of the chunks that
-    see nothing of each other (empty: no layer has any).
+    see nothing of each other (empty: no layer has any). ``stand_ins`` counts the last ids, which
+    stand for images and sounds.
     """
 
     n_layers: int
@@ -261,6 +314,12 @@ class Dims:
     windows: tuple[int | None, ...]
     d_head_v: int
     chunks: tuple[int | None, ...] = ()
+    stand_ins: int = 0
+
+    @property
+    def n_ids(self) -> int:
+        """Ids below this one are text."""
+        return self.d_vocab - self.stand_ins
 
     def chunk(self, layer: int) -> int | None:
         """The length of a layer's chunks, or None."""
@@ -280,9 +339,30 @@ def _first(config: Any, *names: str, default: Any = None) -> Any:
     return default
 
 
+#: How names of settings end whose token stands for an image or a sound, or for its bounds.
+_STAND_INS = ("_token_id", "_token_index")
+_OF_TEXT = ("_pad", "pad", "bos", "eos", "decoder_start", "sep", "unk", "mask", "cls")
+
+
+def _stand_ins(config: Any, d_vocab: int) -> int:
+    """How many of the last ids stand for images and sounds."""
+    stated = {k: v for k, v in config.to_dict().items() if k.endswith(_STAND_INS)}
+    found = [
+        v
+        for k, v in stated.items()
+        if isinstance(v, int) and d_vocab // 2 < v < d_vocab and not k.startswith(_OF_TEXT)
+    ]
+    return d_vocab - min(found, default=d_vocab)
+
+
 def dims(config: Any) -> Dims:
     """Sizes from a HuggingFace config, whatever its architecture calls them."""
+    whole, config = config, config.get_text_config()
     n_layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    if config.model_type in ("t5", "mt5", "switch_transformers"):
+        n_layers = config.num_layers + config.num_decoder_layers
+    elif getattr(config, "encoder_layers", None):
+        n_layers = config.encoder_layers + config.decoder_layers
     n_heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads", default=0)
     d_model = _first(config, "hidden_size", "n_embd", "d_model")
     n_kv = _first(config, "num_key_value_heads", "num_kv_heads", default=n_heads)
@@ -300,10 +380,13 @@ def dims(config: Any) -> Dims:
         windows = tuple(window if t == "sliding_attention" else None for t in layer_types)
     else:
         windows = (window if isinstance(window, int) else None,) * n_layers
-    d_head = _first(config, "head_dim", default=d_model // max(1, n_heads))
+    d_head = _first(config, "head_dim", "d_kv", default=d_model // max(1, n_heads))
     latent = _first(config, "kv_lora_rank") is not None
     if latent:  # whose head_dim, if any, is that of the rotated part
         d_head = config.qk_nope_head_dim + config.qk_rope_head_dim
+    n_ctx = _first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=2048)
+    if config.model_type == "roberta":
+        n_ctx -= config.pad_token_id + 1  # rows before position 0
     return Dims(
         n_layers=n_layers,
         n_heads=n_heads,
@@ -315,7 +398,8 @@ def dims(config: Any) -> Dims:
         ),
         d_head_v=config.v_head_dim if latent else d_head,
         d_vocab=config.vocab_size,
-        n_ctx=_first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=2048),
+        stand_ins=0 if whole is config else _stand_ins(whole, config.vocab_size),
+        n_ctx=n_ctx,
         n_experts=_first(config, "num_local_experts", "num_experts", "n_routed_experts", default=0),
         windows=windows,
     )

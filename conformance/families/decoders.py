@@ -120,6 +120,7 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
         LLAMA,
         _GPT2,
         _BLOOM,
+        like(_BLOOM, "BloomModel"),
         _QWEN3,
         _GEMMA,
         _GEMMA2,

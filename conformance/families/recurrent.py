@@ -72,6 +72,20 @@ def _lfm2(config: Any) -> Family:
     return mixed(_LFM2, config.layer_types, "conv")
 
 
+def _lfm2_moe(config: Any) -> Family:
+    experts = {
+        "router": "feed_forward.gate",
+        "experts": "feed_forward.experts",
+        "unnamed": ("feed_forward.expert_bias",) if config.use_expert_bias else (),
+    }
+    plain = mixed(like(_LFM2, "Lfm2MoeForCausalLM"), config.layer_types, "conv")
+    sparse = mixed(
+        like(plain, plain.architecture, **{**MOE, **experts}), config.layer_types, "conv"
+    )
+    first = config.num_dense_layers
+    return like(plain, plain.architecture, layers=(*plain.layers[:first], *sparse.layers[first:]))
+
+
 def _falcon_h1(config: Any) -> Family:
     """Attention and a state-space model side by side: both read one norm's output."""
     return like(
@@ -197,6 +211,7 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "JambaForCausalLM": _jamba,
     "BambaForCausalLM": _bamba,
     "Lfm2ForCausalLM": _lfm2,
+    "Lfm2MoeForCausalLM": _lfm2_moe,
     "FalconH1ForCausalLM": _falcon_h1,
     "GraniteMoeHybridForCausalLM": _granite_hybrid,
     "NemotronHForCausalLM": _nemotron_h,

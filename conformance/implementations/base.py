@@ -33,7 +33,9 @@ UNEDITABLE: Mapping[str, str] = {
 }
 
 #: Components of a block that isolation feeds separately, in order.
-BLOCK_COMPONENTS: tuple[str, ...] = ("ln1", "attn", "mixer", "ln1_post", "ln2", "mlp", "ln2_post")
+BLOCK_COMPONENTS: tuple[str, ...] = (
+    *("ln1", "attn", "mixer", "ln1_post", "ln_cross", "cross", "ln2", "mlp", "ln2_post"),
+)
 
 
 class Implementation(Protocol):

@@ -26,10 +26,39 @@ _LATENT_HOOKS = {
 }
 
 
+_LOGITS_BIAS = "final_logits_bias"
+_CROSS_HOOKS = (
+    *(("q", "q"), ("k", "k"), ("v", "v"), ("scores", "attn_scores")),
+    *(("pattern", "pattern"), ("z", "z")),
+)
+
+
 class BridgeModel(LensModel):
     """A TransformerBridge."""
 
     kind = "TransformerBridge"
+
+    def _block(self, layer: int) -> Any:
+        encoder = self.family.encoder
+        if not encoder:
+            return self.model.blocks[layer]
+        if layer < encoder:
+            return self.model.encoder_blocks[layer]
+        return self.model.decoder_blocks[layer - encoder]
+
+    def _stack(self, layer: int) -> str:
+        """What the bridge calls a layer."""
+        encoder = self.family.encoder
+        if not encoder:
+            return f"blocks.{layer}"
+        inside = layer < encoder
+        return f"encoder_blocks.{layer}" if inside else f"decoder_blocks.{layer - encoder}"
+
+    def _after_crossing(self) -> str:
+        """What shows the stream between a decoder's attention to its encoder and its MLP."""
+        if hasattr(next(iter(getattr(self.model, "decoder_blocks", ())), None), "hook_resid_mid2"):
+            return "hook_resid_mid2"
+        return "ln_cross.hook_out" if self.family.post_norm else "ln2.hook_in"
 
     def _part(self, layer: int, name: str) -> tuple[str, Any] | None:
         """What the bridge calls a component of a block, and its module.
@@ -37,8 +66,10 @@ class BridgeModel(LensModel):
         By its usual name; or, where the bridge has another, by the path of the HuggingFace module
         that it wraps.
         """
-        block, path = self.model.blocks[layer], getattr(self.family.of(layer), name)
-        found = getattr(block, name, None)
+        block, path = self._block(layer), getattr(self.family.of(layer), name)
+        # A decoder's norms are counted with the one before its attention to the encoder.
+        counted = self.family.encoder and name.startswith("ln")
+        found = None if counted else getattr(block, name, None)
         if found is not None:
             return name, found
         for own, module in block._modules.items():
@@ -52,13 +83,13 @@ class BridgeModel(LensModel):
             at = f"blocks.{layer}.{name}."
             part = self._part(layer, name) if usual.startswith(at) else None
             if part is not None:
-                return f"blocks.{layer}.{part[0]}.{usual.removeprefix(at)}"
+                return f"{self._stack(layer)}.{part[0]}.{usual.removeprefix(at)}"
         branch = {"attn_out": "attn", "mlp_out": "mlp"}.get(kind)
         part = self._part(layer, branch) if branch else None
         if part is not None and part[0] == "mixer":
             # A block that is one norm and one module has no hook by the usual name.
             return f"blocks.{layer}.mixer.hook_out"
-        return usual
+        return usual.replace(f"blocks.{layer}.", f"{self._stack(layer)}.", 1)
 
     def _router(self) -> str:
         """What shows the router's logits of a mixture; HuggingFace's name where nothing does."""
@@ -66,7 +97,7 @@ class BridgeModel(LensModel):
             return "hook_router_scores"  # the router's own hook shows its first output
         routers = {i: r for i in range(self.dims.n_layers) if (r := self.family.of(i).router)}
         layer, path = next(iter(routers.items()), (0, "mlp.gate"))
-        own, mlp = path.rsplit(".", 1)[-1], getattr(self.model.blocks[layer], "mlp", None)
+        own, mlp = path.rsplit(".", 1)[-1], getattr(self._block(layer), "mlp", None)
         # Not getattr: a bridge lends its attributes from HuggingFace's module.
         parts = () if mlp is None else dict(mlp.named_children())
         return next((name for name in (own, *_ROUTERS) if name in parts), own) + ".hook_out"
@@ -77,7 +108,8 @@ class BridgeModel(LensModel):
 
         Bridges that compute it say so too, and have a forward pass of their own.
         """
-        attended = [b.attn for b in self.model.blocks if hasattr(b, "attn")]
+        blocks = map(self._block, range(self.dims.n_layers))
+        attended = [b.attn for b in blocks if hasattr(b, "attn")]
         return any(
             getattr(attn, "maintain_native_attention", False)
             and type(attn).forward.__qualname__.startswith("AttentionBridge.")
@@ -107,7 +139,15 @@ class BridgeModel(LensModel):
             "mixer_out": "blocks.{l}.mixer.hook_out",
             "mlp.out": "blocks.{l}.mlp.hook_out",
             "mlp.router_logits": f"blocks.{{l}}.mlp.{self._router()}",
-            "ln_final": "ln_final.hook_out",
+            "ln_cross": "blocks.{l}.ln_cross.hook_out",
+            **{
+                f"cross_attn.{kind}": f"blocks.{{l}}.cross.hook_{shown}"
+                for kind, shown in _CROSS_HOOKS
+            },
+            "cross_attn_out": "blocks.{l}.cross.hook_out",
+            "resid_cross": f"blocks.{{l}}.{self._after_crossing()}",
+            "ln_encoder": "encoder_ln_final.hook_out",
+            "ln_final": "decoder_ln_final.hook_out" if self.family.encoder else "ln_final.hook_out",
         }
 
     def layout(self, kind: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -129,9 +169,13 @@ class BridgeModel(LensModel):
 
     def components(self) -> dict[str, torch.nn.Module]:
         model, fam = self.model, self.family
-        found = {"ln_final": model.ln_final, "unembed": model.unembed}
+        found = {"unembed": model.unembed}
+        if fam.ln_final:
+            found["ln_final"] = model.decoder_ln_final if fam.encoder else model.ln_final
+        if fam.encoder_ln_final:
+            found["ln_encoder"] = model.encoder_ln_final
         for layer in range(self.dims.n_layers):
-            found[f"blocks.{layer}"] = model.blocks[layer]
+            found[f"blocks.{layer}"] = self._block(layer)
             for name in BLOCK_COMPONENTS:
                 own, part = fam.of(layer), self._part(layer, name)
                 if getattr(own, name) is None or part is None:
@@ -153,16 +197,25 @@ class BridgeModel(LensModel):
             return {name: t.detach() for name, t in self.model.tl_parameters().items()}
 
     def raw_parameters(self) -> dict[str, torch.Tensor]:
-        return {
+        found = {
             name.replace("_original_component.", ""): p.detach()
             for name, p in self.model.named_parameters()
         }
+        bias = f"{self.family.unembed}.bias"
+        if self.family.unembed_bias == _LOGITS_BIAS and bias in found:
+            # The bridge moves this buffer into the bias of the unembedding.
+            found[_LOGITS_BIAS] = found.pop(bias)[None] + self._buffers()[_LOGITS_BIAS]
+        return found
 
-    def raw_buffers(self) -> dict[str, torch.Tensor]:
+    def _buffers(self) -> dict[str, torch.Tensor]:
         return {
             name.replace("_original_component.", ""): buffer
             for name, buffer in stored_buffers(self.model.original_model).items()
         }
+
+    def raw_buffers(self) -> dict[str, torch.Tensor]:
+        moved = _LOGITS_BIAS in self.raw_parameters()
+        return {k: v for k, v in self._buffers().items() if not (moved and k == _LOGITS_BIAS)}
 
     def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:
         found: dict[str, PortWeight] = {}

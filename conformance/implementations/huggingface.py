@@ -52,9 +52,12 @@ _PRODUCTS = frozenset(
 _SOFTMAXES = frozenset({torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax})
 _CATS = frozenset({torch.cat, torch.concat})
 
+#: Classes published without a head -> the class that adds it: their embedding.
+HEADLESS = {"BloomModel": "BloomForCausalLM"}
+
 #: Sites that the attention tap edits itself: they are no module's input or output. (The first two
 #: are, where norms follow the rotation.)
-_EDITED_BY_TAP = ("attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern")
+_EDITED_BY_TAP = ("attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern")  # cross_attn's, too
 
 
 class _AttentionTap(TorchFunctionMode):
@@ -63,13 +66,14 @@ class _AttentionTap(TorchFunctionMode):
     def __init__(self, fam: Family, d: Dims, emit: OnSite, edits: Edits) -> None:
         super().__init__()
         self._all, self._dims, self._emit, self._edits = fam, d, emit, edits
-        self._family = fam
+        self._family, self._part = fam, "attn"
         self._layer: int | None = None
         self._product: tuple[torch.Tensor, torch.Tensor] | None = None
         self._sink_scores: torch.Tensor | None = None
 
-    def enter(self, layer: int) -> None:
+    def enter(self, layer: int, part: str = "attn") -> None:
         self._layer, self._product, self._sink_scores = layer, None, None
+        self._part = part
         self._family = self._all.of(layer)
 
     def leave(self) -> None:
@@ -81,7 +85,7 @@ class _AttentionTap(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._layer is None:
             return func(*args, **kwargs)
-        at = f"blocks.{self._layer}.attn."
+        at = f"blocks.{self._layer}.{self._part}."
         if func in _PRODUCTS and self._of_queries(*args[:2]):
             if self._edits and not self._family.qk_norm_rotated:
                 args = (*self._edited_product(at, args[0], args[1]), *args[2:])
@@ -153,7 +157,7 @@ class _AttentionTap(TorchFunctionMode):
         return k[:, : d.n_kv_heads] if self._family.tiled else k[:, :: d.group]
 
     def _softmax(self, scores: torch.Tensor, pattern: torch.Tensor) -> None:
-        at = f"blocks.{self._layer}.attn."
+        at = f"blocks.{self._layer}.{self._part}."
         rotated_last = self._family.rotary and not self._family.qk_norm_rotated
         if rotated_last and self._product is not None:
             q, k = self._product[0], self._product[1].transpose(-1, -2)
@@ -196,7 +200,12 @@ class HuggingFaceModel:
         self.dims: Dims = dims(config)
         self._modules = dict(self.model.named_modules())
         parameters = inspect.signature(self.model.forward).parameters
-        self._takes_position_ids = "position_ids" in parameters
+        self._takes_position_ids = "position_ids" in parameters and not self.family.own_positions
+
+    @property
+    def config(self) -> Any:
+        """The config of the language model, whatever else there is."""
+        return self.model.config.get_text_config()
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """All that a checkpoint holds, by HuggingFace's names: parameters (tied ones once, under
@@ -220,13 +229,18 @@ class HuggingFaceModel:
     def components(self) -> dict[str, torch.nn.Module]:
         """Component name -> module whose input is the component's input."""
         fam = self.family
-        found = {"ln_final": self._module(fam.ln_final), "unembed": self._module(fam.unembed)}
+        found = {"unembed": self._module(fam.unembed)}
+        if fam.encoder_ln_final:
+            found["ln_encoder"] = self._module(fam.encoder_ln_final)
+        if fam.ln_final:
+            found["ln_final"] = self._module(fam.ln_final)
         for layer in range(self.dims.n_layers):
-            found[f"blocks.{layer}"] = self._module(fam.at("", layer))
+            own = fam.of(layer)
+            found[f"blocks.{layer}"] = self._module(own.at("", layer))
             for name in BLOCK_COMPONENTS:
-                path = getattr(fam.of(layer), name)
+                path = getattr(own, name)
                 if path is not None:
-                    found[f"blocks.{layer}.{name}"] = self._module(fam.at(path, layer))
+                    found[f"blocks.{layer}.{name}"] = self._module(own.at(path, layer))
         return found
 
     def run(
@@ -240,7 +254,10 @@ class HuggingFaceModel:
         grad: bool = False,
     ) -> torch.Tensor:
         """See :class:`conformance.implementations.base.Implementation`."""
-        inputs: dict[str, torch.Tensor] = {"input_ids": prompt.tokens}
+        inputs = {"input_ids": prompt.tokens, **prompt.given(self.dtype)}
+        if self.family.encoder:  # teacher forcing: what comes out is what went in
+            start = torch.full_like(prompt.tokens[:, :1], self.config.decoder_start_token_id)
+            inputs["decoder_input_ids"] = torch.cat([start, prompt.tokens[:, :-1]], dim=1)
         if prompt.mask is not None:
             inputs["attention_mask"] = prompt.mask
             if self._takes_position_ids:
@@ -281,7 +298,9 @@ class HuggingFaceModel:
                     if not edits or index:
                         return use(shown)
                     use(shown := shown.clone())
-                    return shown if isinstance(output, torch.Tensor) else (shown, *output[1:])
+                    if isinstance(output, torch.Tensor):
+                        return shown
+                    return type(output)((shown, *output[1:]))  # GPT's blocks give lists
 
                 stack.callback(self._module(path).register_forward_hook(hook).remove)
 
@@ -302,12 +321,15 @@ class HuggingFaceModel:
                 return _times(factor, lambda tensor: emit(name, tensor))
 
             embed = to("embed", fam.embed_multiplier)
-            if fam.one_norm:
+            if fam.one_norm and fam.ln_final:
                 uses = itertools.cycle((embed, to("ln_final")))
                 after(fam.ln_final, lambda tensor: next(uses)(tensor))
             else:
                 after(fam.embed_ln or fam.embed, embed)
-                after(fam.ln_final, to("ln_final"))
+                if fam.encoder_ln_final:
+                    after(fam.encoder_ln_final, to("ln_encoder"))
+                if fam.ln_final:
+                    after(fam.ln_final, to("ln_final"))
             if fam.pos_embed:
                 after(fam.pos_embed, to("pos_embed"))
             for layer in range(d.n_layers):
@@ -344,11 +366,18 @@ class HuggingFaceModel:
             after(at(fam.mixer), to("mixer_out"))
         if fam.mlp is None:
             return
-        if fam.ln2:
+        if fam.cross:
+            self._tap_cross(layer, tap, before, after, emit, to)
+        if fam.post_norm:
+            assert fam.ln1 is not None
+            after(at(fam.ln1), to("resid_mid"))
+            if fam.ln2:
+                after(at(fam.ln2), to("ln2"))
+        elif fam.ln2:
             if not fam.parallel:
                 # The sum after the MLP reads this tensor too, and no hook can replace it there:
                 # an edit changes the tensor itself.
-                before(at(fam.ln2), to("resid_mid"), shared=True)
+                before(at(fam.ln2), to("resid_cross" if fam.cross else "resid_mid"), shared=True)
             after(at(fam.ln2), to("ln2"))
         elif not fam.parallel:
             before(at(fam.mlp), to("resid_mid"), shared=True)
@@ -386,6 +415,38 @@ class HuggingFaceModel:
             after(at(fam.ln1_post), to("attn_out"))
         else:
             after(out, to("attn_out"))
+
+    def _tap_cross(
+        self,
+        layer: int,
+        tap: _AttentionTap,
+        before: Callable[..., None],
+        after: Callable[..., None],
+        emit: OnSite,
+        to: Callable[[str], Callable[[torch.Tensor], None]],
+    ) -> None:
+        """A decoder's attention to its encoder."""
+        fam, d = self.family.of(layer), self.dims
+        assert fam.cross
+        assert fam.cross_o
+        assert fam.ln_cross
+
+        def heads(part: str) -> Callable[[torch.Tensor], None]:
+            return lambda t: emit(
+                f"blocks.{layer}.cross_attn.{part}", t.unflatten(-1, (d.n_heads, d.d_head))
+            )
+
+        if fam.post_norm:
+            after(fam.at(fam.ln_cross, layer), to("resid_cross"))
+        else:
+            before(fam.at(fam.ln_cross, layer), to("resid_mid"), shared=True)
+        after(fam.at(fam.ln_cross, layer), to("ln_cross"))
+        for part in "qkv":
+            after(fam.at(getattr(fam, f"cross_{part}"), layer), heads(part))
+        before(fam.at(fam.cross, layer), lambda _: tap.enter(layer, "cross_attn"))
+        after(fam.at(fam.cross, layer), lambda _: tap.leave())
+        before(fam.at(fam.cross_o, layer), heads("z"))
+        after(fam.at(fam.cross_o, layer), to("cross_attn_out"))
 
     def _tap_projections(
         self,
@@ -552,7 +613,8 @@ def load(
             f"models.toml says {architecture}",
             "correct `architecture` of this model in models.toml",
         )
-    cls = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+    whole = HEADLESS.get(architecture, architecture)
+    cls = getattr(transformers, whole, transformers.AutoModelForCausalLM)
     overrides: dict[str, Any] = {}
     if dtype == torch.float64 and getattr(config, "reorder_and_upcast_attn", False):
         # The same sums in float32, in another order; GPT-2 raises where scores are wider.

@@ -77,6 +77,7 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             ("AfmoeForCausalLM", _SPLIT_ROTARY),
             ("LagunaForCausalLM", _SPLIT_ROTARY),
             ("Llama4ForCausalLM", _SPLIT_ROTARY),
+            ("Llama4ForConditionalGeneration", _SPLIT_ROTARY),
             ("JetMoeForCausalLM", _SPLIT_ROTARY),
             ("OlmoHybridForCausalLM", _SPLIT_ROTARY),
         )
@@ -284,6 +285,7 @@ class LensModel(ABC):
         kwargs: dict[str, Any] = {"return_type": return_type, "loss_per_token": True}
         if prompt.mask is not None:
             kwargs["attention_mask"] = prompt.mask
+        kwargs |= prompt.given(self.dtype)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.session(grad=grad))
             second = ("ln_final",) if self.family.one_norm else ()
@@ -360,6 +362,8 @@ class LensModel(ABC):
     def accessors(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """The stacked and per-block properties people use, each as a thunk."""
         model, layers = self.model, range(self.dims.n_layers)
+        if self.family.encoder:
+            return
         for name in ("W_E", "W_U", "b_U", "W_pos"):
             if not hasattr(type(model), name):
                 continue  # 3.x bridges keep W_pos in pos_embed alone

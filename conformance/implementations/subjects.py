@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 from conformance.errors import ImplementationError, NotApplicable
@@ -12,6 +14,7 @@ from conformance.implementations.hooked_transformer import HookedModel
 from conformance.precision import promoted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import torch
@@ -42,7 +45,7 @@ def load_subject(
         NotApplicable: the installed TransformerLens has no such subject.
         ImplementationError: loading failed; that is the port's failure.
     """
-    with promoted(dtype):
+    with promoted(dtype), _nothing_installed():
         if loader is not None:
             return _wrap(_declared(loader, checkpoint, dtype), name, fam, d, dtype)
         if name == "hooked":
@@ -65,6 +68,30 @@ def load_subject(
         f"no subject named {name!r}",
         f'declare it in models.toml: [subjects.{name}] loader = "package.module:function"',
     )
+
+
+@contextlib.contextmanager
+def _nothing_installed() -> Iterator[None]:
+    """Keep a port that loads from changing the environment it is judged in.
+
+    TransformerBridge runs ``pip install torchvision`` where it finds no processor for a model
+    that sees or hears (docs/findings/121-boot-installs-torchvision.md); it goes on without.
+    """
+    run = subprocess.check_call
+
+    def refused(args: Any, *rest: Any, **kwargs: Any) -> int:
+        if "install" in args:
+            raise ImplementationError(
+                f"a port wanted to run: {' '.join(map(str, args))}",
+                "install it yourself, if the port needs it",
+            )
+        return run(args, *rest, **kwargs)
+
+    subprocess.check_call = refused
+    try:
+        yield
+    finally:
+        subprocess.check_call = run
 
 
 def _bridge(checkpoint: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:

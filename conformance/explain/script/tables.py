@@ -94,7 +94,7 @@ def site_table(
     outside: list[tuple[str, ...]] = [
         ("embed", port.hooks.get("embed", ""), fam.embed_ln or fam.embed, "output"),
         ("pos_embed", port.hooks.get("pos_embed", ""), fam.pos_embed or "", "output"),
-        ("ln_final", port.hooks.get("ln_final", ""), fam.ln_final, "output"),
+        ("ln_final", port.hooks.get("ln_final", ""), fam.ln_final or "", "output"),
     ]
     shown = [r if r[1] and r[2] else ("", "", "", "") for r in outside]
     return rows, shown

@@ -1,0 +1,53 @@
+"""Twins of encoders with a decoder; plain data, no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from conformance.checkpoints.shrink import N_CTX
+from conformance.checkpoints.twin import Twin
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_T5: Mapping[str, Any] = {
+    "d_kv": 10,
+    "d_ff": 80,
+    "num_heads": 4,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "n_positions": N_CTX,
+    "decoder_start_token_id": 0,
+}
+#: TransformerLens takes stacks of one depth only.
+_BART: Mapping[str, Any] = {
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 80),
+    "decoder_start_token_id": 2,
+}
+
+
+def _twin(
+    name: str,
+    model_type: str,
+    config: Mapping[str, Any],
+    gains: Mapping[str, float] | None = None,
+    **more: Any,
+) -> Twin:
+    return Twin(f"{name}ForConditionalGeneration", model_type, {**config, **more}, gains or {})
+
+
+#: Biases of what is normalised afterwards must be larger to count.
+_Q, _O = "q_proj.bias", "out_proj.bias"
+TWINS: Mapping[str, Twin] = {
+    "t5": _twin("T5", "t5", _T5),
+    # As T5 1.1: gated, and an unembedding of its own.
+    "t5-v1.1": _twin("T5", "t5", _T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "mt5": _twin("MT5", "mt5", _T5),
+    "bart": _twin("Bart", "bart", _BART, {_Q: 4.0, _O: 3.0, "q_proj.weight": 1.3}),
+    "mbart": _twin("MBart", "mbart", _BART, scale_embedding=True),
+    "m2m100": _twin("M2M100", "m2m_100", _BART),
+}

@@ -1,0 +1,145 @@
+"""Encoders with a decoder that attends to them, as HuggingFace's modelling files lay them out.
+
+The encoder's layers come first: with three of them, layer 3 is the decoder's first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from conformance.families.base import Family, like
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _projections(at: str, names: tuple[str, str, str, str], prefix: str = "") -> dict[str, str]:
+    return {f"{prefix}{p}": f"{at}.{n}" for p, n in zip("qkvo", names, strict=True)}
+
+
+_T5 = Family(
+    architecture="T5ForConditionalGeneration",
+    block="decoder.block.{l}",
+    embed="encoder.embed_tokens",
+    embed_weight="shared",
+    encoder_ln_final="encoder.final_layer_norm",
+    ln_final="decoder.final_layer_norm",
+    ln1="layer.0.layer_norm",
+    attn="layer.0.SelfAttention",
+    **_projections("layer.0.SelfAttention", ("q", "k", "v", "o")),  # type: ignore[arg-type]
+    ln2="layer.1.layer_norm",
+    rotary=False,
+)
+_BIAS = "layer.0.SelfAttention.relative_attention_bias"
+
+
+def _t5_mlp(config: Any, layer: str) -> dict[str, Any]:
+    at = f"{layer}.DenseReluDense"
+    if config.is_gated_act:
+        return {"mlp": at, "gate": f"{at}.wi_0", "up": f"{at}.wi_1", "down": f"{at}.wo"}
+    return {"mlp": at, "up": f"{at}.wi", "down": f"{at}.wo"}
+
+
+def _t5(architecture: str) -> Callable[[Any], Family]:
+    def described(config: Any) -> Family:
+        cross = "layer.1.EncDecAttention"
+        layers = []
+        for i in range(config.num_layers):
+            bias = (_BIAS,) if i == 0 else ()
+            own = {"block": f"encoder.block.{i}", "causal": False, "unnamed": bias}
+            layers.append(like(_T5, architecture, **own, **_t5_mlp(config, "layer.1")))
+        for i in range(config.num_decoder_layers):
+            decoder = like(
+                _T5,
+                architecture,
+                block=f"decoder.block.{i}",
+                unnamed=(_BIAS,) if i == 0 else (),
+                ln_cross="layer.1.layer_norm",
+                cross=cross,
+                **_projections(cross, ("q", "k", "v", "o"), "cross_"),
+                ln2="layer.2.layer_norm",
+                **_t5_mlp(config, "layer.2"),
+            )
+            layers.append(decoder)
+        return like(_T5, architecture, encoder=config.num_layers, layers=tuple(layers))
+
+    return described
+
+
+_BART = Family(
+    architecture="BartForConditionalGeneration",
+    block="model.decoder.layers.{l}",
+    embed="model.encoder.embed_tokens",
+    embed_weight="model.shared",
+    pos_embed="model.encoder.embed_positions",
+    unembed_bias="final_logits_bias",
+    ln1="self_attn_layer_norm",
+    attn="self_attn",
+    **_projections("self_attn", ("q_proj", "k_proj", "v_proj", "out_proj")),  # type: ignore[arg-type]
+    ln2="final_layer_norm",
+    mlp="fc1",
+    up="fc1",
+    down="fc2",
+    mlp_contribution="fc2",
+    ln_final=None,
+    rotary=False,
+)
+
+
+def _bart(architecture: str, *, norms: str, rows: int = 0) -> Callable[[Any], Family]:
+    """BART and its kin.
+
+    Args:
+        norms: of the stream itself (``post``) or before each part (``pre``); the latter also after
+            the stacks; ``both``, where the embedding has one too.
+        rows: of the position table before position 0.
+    """
+    post, embedded, last = norms == "post", norms != "pre", norms != "post"
+
+    counts = architecture.startswith("M2M")  # counts positions itself, from the padding token's on
+
+    def described(config: Any) -> Family:
+        decoders = ["model.decoder.embed_positions"]
+        if embedded:
+            decoders.append("model.decoder.layernorm_embedding")
+        base = like(
+            _BART,
+            architecture,
+            post_norm=post,
+            pos_offset=config.pad_token_id + 1 if counts else rows,
+            own_positions=counts,
+            embed_ln="model.encoder.layernorm_embedding" if embedded else None,
+            encoder_ln_final="model.encoder.layer_norm" if last else None,
+            ln_final="model.decoder.layer_norm" if last else None,
+            towers=tuple(decoders),
+            embed_scaled=bool(config.scale_embedding),
+            unembed_bias=None if counts else _BART.unembed_bias,
+        )
+        layers = [
+            dataclasses.replace(base, block=f"model.encoder.layers.{i}", causal=False)
+            for i in range(config.encoder_layers)
+        ]
+        names = ("q_proj", "k_proj", "v_proj", "out_proj")
+        for i in range(config.decoder_layers):
+            own: dict[str, Any] = _projections("encoder_attn", names, "cross_")
+            decoder = dataclasses.replace(
+                base,
+                block=f"model.decoder.layers.{i}",
+                ln_cross="encoder_attn_layer_norm",
+                cross="encoder_attn",
+                **own,
+            )
+            layers.append(decoder)
+        return dataclasses.replace(base, encoder=config.encoder_layers, layers=tuple(layers))
+
+    return described
+
+
+FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
+    "T5ForConditionalGeneration": _t5("T5ForConditionalGeneration"),
+    "MT5ForConditionalGeneration": _t5("MT5ForConditionalGeneration"),
+    "BartForConditionalGeneration": _bart("BartForConditionalGeneration", norms="post", rows=2),
+    "MBartForConditionalGeneration": _bart("MBartForConditionalGeneration", norms="both", rows=2),
+    "M2M100ForConditionalGeneration": _bart("M2M100ForConditionalGeneration", norms="pre"),
+}

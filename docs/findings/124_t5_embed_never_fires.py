@@ -1,0 +1,71 @@
+"""TransformerBridge: hook_embed of T5 never fires.
+
+Exit status: 0 the defect shows, 1 it does not, 2 it does not apply to the installed versions.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.metadata import version
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from transformer_lens.model_bridge import TransformerBridge
+
+TOKENS = torch.arange(3, 11)[None]
+SIZES = {
+    **{"vocab_size": 50, "pad_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 0},
+    **{"d_model": 48, "d_kv": 12, "d_ff": 80, "num_heads": 4},
+    **{"num_layers": 2, "num_decoder_layers": 2},
+}
+CONFIGS: dict[str, transformers.PretrainedConfig] = {
+    "T5ForConditionalGeneration": transformers.T5Config(**SIZES),
+    "MT5ForConditionalGeneration": transformers.MT5Config(**SIZES),
+}
+
+
+def boot(name: str, folder: str) -> Any:
+    torch.manual_seed(0)
+    config = CONFIGS[name]
+    config.architectures = [name]
+    getattr(transformers, name)(config).save_pretrained(folder)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0}, unk_token="<s>"))
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="<s>", unk_token="<s>", pad_token="<s>"
+    ).save_pretrained(folder)
+    return TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32)
+
+
+def main() -> int:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    print("transformer-lens", version("transformer-lens"), "transformers", version("transformers"))
+    if int(version("transformer-lens").split(".")[0]) < 4:
+        print("applies to TransformerLens 4: 3.9's T5 does not run with this transformers")
+        return 2
+    shown = []
+    for name in CONFIGS:
+        fired: list[str] = []
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            bridge = boot(name, folder)
+
+            def zero(value: torch.Tensor, hook: Any, fired: list[str] = fired) -> torch.Tensor:
+                fired.append(hook.name)
+                return torch.zeros_like(value)
+
+            plain = bridge(TOKENS, return_type="logits")
+            zeroed = bridge.run_with_hooks(
+                TOKENS, return_type="logits", fwd_hooks=[("embed.hook_out", zero)]
+            )
+        moved = float((plain - zeroed).abs().max())
+        print(
+            f"{name}: embed.hook_out fires {len(fired)} times; zeroing it moves logits by {moved}"
+        )
+        shown.append(not fired and moved == 0.0)
+    return 0 if all(shown) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
