@@ -109,5 +109,6 @@ def test_adapters_may_decline() -> None:
         supports_generation = False
 
     model = SimpleNamespace(adapter=Recurrent())
-    context = SimpleNamespace(subject=SimpleNamespace(model=model))
+    reference = SimpleNamespace(family=SimpleNamespace(causal=True))
+    context = SimpleNamespace(subject=SimpleNamespace(model=model), reference=reference)
     assert _declined(context) == "Recurrent does not support it"  # type: ignore[arg-type]

@@ -549,7 +549,7 @@ def test_a_twin_is_built_once(tmp_path: Path, cache: Path, monkeypatch: pytest.M
 
     built: list[tuple[str, int]] = []
 
-    def build(name: str, seed: int, target: Path) -> None:
+    def build(name: str, seed: int, target: Path, config: object) -> None:
         built.append((name, seed))
         write_checkpoint(target)
 

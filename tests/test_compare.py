@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conformance.compare import kept, measure
-from conformance.sites import KINDS
+from conformance.sites import GLOBAL_KINDS, KINDS
 
 SIZE = {"batch": 2, "pos": 4, "query": 4, "key": 4, "token": 8}
 ALL = torch.ones(2, 4, dtype=torch.bool)
@@ -18,7 +18,7 @@ LEFT = torch.tensor([[True] * 4, [False, False, True, True]])
 
 
 def site(kind: str) -> str:
-    return kind if kind in ("embed", "pos_embed", "ln_final", "logits") else f"blocks.1.{kind}"
+    return kind if kind in {k.name for k in GLOBAL_KINDS} else f"blocks.1.{kind}"
 
 
 def values(kind: str, seed: int = 0) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_every_real_entry_counts(kind: str) -> None:
         assert found.rel_max > 0
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "attn.scores"])
+@pytest.mark.parametrize("kind", [k for k in KINDS if not k.endswith("attn.scores")])
 def test_without_padding_everything_counts(kind: str) -> None:
     assert kept(site(kind), values(kind), ALL) is None
 

@@ -383,6 +383,7 @@ def test_scaled_frequencies_are_the_librarys(twin: str) -> None:
 @pytest.mark.parametrize("layout", ["concat", "per_head", "grouped", "quarters"])
 def test_a_fused_projection_is_put_together_again(layout: str) -> None:
     import torch
+    import transformers
 
     from conformance.diagnose.projections import _joined
     from conformance.families import dims, family
@@ -393,7 +394,7 @@ def test_a_fused_projection_is_put_together_again(layout: str) -> None:
         family(entry.architecture, None),
         qkv_layout=layout,  # type: ignore[arg-type]
     )
-    config = types.SimpleNamespace(**{**dict(entry.config), "model_type": "gpt2"})
+    config = transformers.GPT2Config(**entry.config)
     heads = dataclasses.replace(
         dims(config), n_heads=8, n_kv_heads=2 if layout in ("concat", "grouped") else 8, d_head=3
     )
