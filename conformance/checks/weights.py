@@ -207,7 +207,7 @@ def _accessors(context: Context, port: Mapping[str, Any]) -> Iterable[Comparison
             continue
         try:
             found = get()
-        except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             yield structure(f"{shown}", f"the accessor raised {type(error).__name__}: {error}")
             continue
         if not isinstance(found, torch.Tensor):
