@@ -94,6 +94,10 @@ def _nothing_installed() -> Iterator[None]:
         subprocess.check_call = run
 
 
+#: How TransformerLens begins to say that it knows no adapter for a config.
+_NO_ADAPTER = "Could not determine supported architecture"
+
+
 def _bridge(checkpoint: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     try:
         from transformer_lens.model_bridge import TransformerBridge
@@ -102,9 +106,17 @@ def _bridge(checkpoint: Path, dtype: torch.dtype, trust_remote_code: bool) -> An
             f"the installed TransformerLens has no TransformerBridge ({error})",
             "install transformer-lens 3.0 or later",
         ) from error
-    return TransformerBridge.boot_transformers(
-        str(checkpoint), dtype=dtype, device="cpu", trust_remote_code=trust_remote_code
-    )
+    try:
+        return TransformerBridge.boot_transformers(
+            str(checkpoint), dtype=dtype, device="cpu", trust_remote_code=trust_remote_code
+        )
+    except ValueError as error:
+        if not str(error).startswith(_NO_ADAPTER):
+            raise
+        raise NotApplicable(
+            "the installed TransformerLens has no adapter for this architecture",
+            "`conformance coverage` lists what it supports",
+        ) from error
 
 
 def _declared(loader: str, checkpoint: Path, dtype: torch.dtype) -> Any:
