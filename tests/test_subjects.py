@@ -223,3 +223,25 @@ def test_a_port_cannot_install_what_it_misses_while_it_loads() -> None:
         with pytest.raises(ImplementationError, match="pip install"):
             subprocess.check_call([sys.executable, "-m", "pip", "install", "nothing-at-all"])
         assert subprocess.check_call([sys.executable, "-c", ""]) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("Could not determine supported architecture from config. Available", NotApplicable),
+        ("shapes do not fit", ValueError),
+    ],
+)
+def test_only_an_architecture_without_an_adapter_is_not_applicable(
+    said: str, expected: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from conformance.implementations.subjects import _bridge
+
+    def boot(*_: object, **__: object) -> None:
+        raise ValueError(said)
+
+    monkeypatch.setattr(TransformerBridge, "boot_transformers", boot)
+    with pytest.raises(expected):
+        _bridge(tmp_path, torch.float32, trust_remote_code=False)
