@@ -10,7 +10,6 @@ from conformance.records import HARNESS_FAILED, OUTCOMES
 from conformance.report.html.ports import Model, Port, checks_of
 from conformance.report.html.words import MEANINGS, NOTHING, badge, rank, standing_badge
 from conformance.report.names import judged, not_judged, rows
-from conformance.report.stale import describe_stale
 from conformance.report.terminal import WORDS, counts, is_bad, left_out, state
 from conformance.standing import KNOWN_DEFECT
 
@@ -56,7 +55,7 @@ def catalogue(
         "options": _options(models, shown),
         "left_out": left_out(verdicts),
         "excused": _excused(models),
-        "stale": [describe_stale(one) for one in records.stale],
+        "stale": [one.describe() for one in records.stale],
         "known": _known(shown),
         "excuses": _excuses(shown),
         "contradictions": [(m, line) for m in models for line in m.contradictions],
