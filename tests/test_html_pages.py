@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from conformance.checks.names import CHECKS
 from conformance.cli import app
-from conformance.records import OUTCOMES, Name, Records, read
+from conformance.records import OUTCOMES, Name, Records, Stale, read
 from conformance.report.html.pages import render, write
 from conformance.report.html.words import CLASSES, MEANINGS, NOTHING, SIGNS
 
@@ -539,6 +539,16 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(tmp_path / "file")])
     assert done.exit_code == 2
     assert "give a folder you can write to" in done.stderr
+
+
+def test_stale_entries_are_listed(tmp_path: Path) -> None:
+    records = run([("m", "bridge", "loss", "passed")])
+    assert records.footer is not None
+    stale = Stale("known.toml", 8, "bridge", "loss", "docs/x.md", "entry", ("m",))
+    footer = dataclasses.replace(records.footer, stale=(stale,))
+    first = pages(dataclasses.replace(records, footer=footer), tmp_path)["index.html"]
+    assert first.one("h1").words.endswith("but the ledger of known defects is stale")
+    assert stale.describe() in first.one("main").words
 
 
 def test_a_name_without_a_model_has_no_link(tmp_path: Path) -> None:
