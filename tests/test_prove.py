@@ -156,6 +156,25 @@ def test_nothing_is_proven_where_the_check_fails_without_the_fault(twin_cache: P
     assert port.provable(CATALOGUE["z_of_another_pattern"])
 
 
+def test_a_check_that_dies_unfaulted_costs_one_proof(
+    twin_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conformance.faults import CATALOGUE
+    from conformance.prove import ports
+    from conformance.prove.bench import Bench
+
+    def dies(self: Bench, name: str) -> object:
+        raise RuntimeError(f"{name} died")
+
+    monkeypatch.setattr(Bench, "_invariants", dies)
+    faults = [CATALOGUE["sweep_shifted"], CATALOGUE["bias_q_skipped"]]
+    model = twin_model("gpt2", prompts=("sixteen",))
+    _, broken, other = ports.prove(model, "bridge", faults, twin_cache)
+    assert not broken.caught
+    assert broken.note == "could not be put in: RuntimeError: patching died"
+    assert other.caught
+
+
 def test_the_right_port_stays_under_its_bounds(bench: Bench) -> None:
     right = bench.unfaulted()
     assert not right.caught

@@ -211,7 +211,8 @@ class Bench:
         else:
             for dtype, subject in (("float64", self.exact), (self.used_dtype, self.used)):
                 # A lost upcast shows in a narrow dtype where components are apart.
-                apart = prompts if dtype in UPCAST else prompts[: dtype == "float64"]
+                exact = prompts[:1] if dtype == "float64" else ()
+                apart = prompts if dtype in UPCAST else exact
                 with fault.apply(subject):
                     _merge(found, self._judge(dtype, prompts, isolated=apart))
         return self._conclude(fault, found, gates, time.perf_counter() - since)

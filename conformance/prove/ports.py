@@ -38,10 +38,10 @@ def prove(
     if bench.wrong:
         return
     for fault in faults:
-        if not bench.provable(fault):
-            continue
-        progress(f"{model.id} {subject}: {fault.name}")
         try:
+            if not bench.provable(fault):
+                continue
+            progress(f"{model.id} {subject}: {fault.name}")
             yield bench.prove(fault)
         except Exception as error:
             yield bench.broken(fault, error)
