@@ -41,6 +41,7 @@ REFERENCE_PRELOAD: tuple[str, ...] = (
     "transformers.modeling_utils",
     "transformers.modeling_layers",
     "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
     "transformers.generation.utils",
     "conformance.implementations.huggingface",
 )
@@ -150,7 +151,11 @@ class Isolation:
         import_path: Sequence[str] | None = None,
     ) -> None:
         self._engine = engine
-        self._always: tuple[str, ...] = ("conformance.jobs", engine.partition(":")[0])
+        self._always: tuple[str, ...] = (
+            "conformance.jobs",
+            "conformance.spec",
+            engine.partition(":")[0],
+        )
         self._reference_preload = tuple(reference_preload)
         self._subject_preload = tuple(subject_preload)
         self._threads = threads

@@ -107,6 +107,8 @@ class Generation(Experiment):
         #: The model last run, and what it generated: with its weights moved, it does so again.
         self._ran: Callable[[], HuggingFaceModel | None] = lambda: None
         self._proposed: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        #: What it generated in a batch.
+        self._batch: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def run(self, on: Apparatus) -> Iterator[tuple[str, torch.Tensor]]:
         model = on.model
@@ -114,20 +116,31 @@ class Generation(Experiment):
             return
         again = self._ran() is model
         if not again:
-            self._ran, self._disagrees, self._proposed = lambda: None, {}, {}
+            self._ran, self._disagrees = lambda: None, {}
         count = fewer(model.dims, on.scope)
         found = prompts(model.dims, on.scope)
-        whole: dict[str, torch.Tensor] = {}
+        if not again:
+            self._propose(model, found, count, steps(model.dims, on.scope))
+        whole: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for name, tokens in found.items():
             more = steps(model.dims, on.scope) if name == ALONE else count
-            whole[name], logits = self._greedy(model, name, tokens, more)
-            yield from _results(name, whole[name], logits)
+            whole[name] = self._greedy(model, name, tokens, more)
+            yield from _results(name, *whole[name])
         edit = steering(model.dims, _size(model, found[ALONE]))
-        tokens, logits = self._greedy(model, STEERED, found[ALONE], count, edit)
-        yield from _results(STEERED, tokens, logits)
         if not again:
-            self._batch(model, list(found.values()), list(whole.values()), count)
-            self._stepwise(model, whole[ALONE], len(found[ALONE]))
+            self._proposed[STEERED] = _first(
+                _generate(model, found[ALONE][None], None, count, edit)
+            )
+        steered = self._greedy(model, STEERED, found[ALONE], count, edit)
+        yield from _results(STEERED, *steered)
+        if not again:
+            self._note(ALONE, *whole[ALONE], *self._proposed[ALONE])
+            self._note(STEERED, *steered, *self._proposed[STEERED])
+            for name, tokens in found.items():
+                kept = len(tokens) + count
+                own = whole[name][0][:kept], whole[name][1][:kept]
+                self._note("batch", *own, *self._batch[name])
+            self._stepwise(model, whole[ALONE][0], len(found[ALONE]))
             self._ran = weakref.ref(model)
         yield from _cache(model, found[ALONE], on.scope)
 
@@ -136,6 +149,20 @@ class Generation(Experiment):
             return {}
         tokens = prompts(on.model.dims, on.scope)[ALONE]
         return {"size": _size(on.model, tokens), "disagrees": self._disagrees}
+
+    def _propose(
+        self, model: HuggingFaceModel, found: dict[str, torch.Tensor], count: int, alone: int
+    ) -> None:
+        """What ``generate`` makes of all prompts in a batch, and of :data:`ALONE` alone."""
+        prompt = padded(list(found.values()), "left")
+        made, scores = _generate(model, prompt.tokens, prompt.mask, count, None)
+        width = prompt.tokens.shape[1]
+        self._batch = {
+            name: (made[i, width - len(tokens) :], scores[i])
+            for i, (name, tokens) in enumerate(found.items())
+        }
+        own = _first(_generate(model, found[ALONE][None], None, alone, None))
+        self._proposed = {**self._batch, ALONE: own}
 
     def _greedy(
         self,
@@ -146,9 +173,7 @@ class Generation(Experiment):
         edit: tuple[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The greedy sequence, prompt and all, and its logits [pos, d_vocab]."""
-        if name not in self._proposed:
-            self._proposed[name] = _generate(model, tokens[None], None, count, edit)
-        proposed, scores = (made[0] for made in self._proposed[name])
+        proposed, _ = self._proposed[name]
         sequence = proposed.new_zeros(len(tokens) + count)
         sequence[: len(proposed)] = proposed
         edits = None if edit is None else dict([edit])
@@ -159,29 +184,11 @@ class Generation(Experiment):
             chosen = logits.argmax(-1)
             wrong = (sequence[first + 1 :] != chosen[first:-1]).nonzero()
             if len(wrong) == 0:
-                break
+                return sequence, logits
             at = first + int(wrong[0])
             # Right up to here; what follows the first wrong token is a guess anyway.
             sequence = sequence.clone()
             sequence[at + 1 :] = chosen[at:-1]
-        if self._ran() is not model:
-            self._note(name, sequence, proposed, logits, scores)
-        return sequence, logits
-
-    def _batch(
-        self,
-        model: HuggingFaceModel,
-        rows: list[torch.Tensor],
-        whole: list[torch.Tensor],
-        count: int,
-    ) -> None:
-        prompt = padded(rows, "left")
-        proposed, scores = _generate(model, prompt.tokens, prompt.mask, count, None)
-        for i, row in enumerate(rows):
-            sequence = whole[i][: len(row) + count]
-            logits = model.run(Prompt("batch", sequence[None]), lambda *_: None)[0]
-            own = proposed[i, prompt.tokens.shape[1] - len(row) :]
-            self._note("batch", sequence, own, logits, scores[i])
 
     def _stepwise(self, model: HuggingFaceModel, whole: torch.Tensor, start: int) -> None:
         """Whether the reference's own cache gives the logits of a full forward pass."""
@@ -217,8 +224,8 @@ class Generation(Experiment):
         self,
         name: str,
         sequence: torch.Tensor,
-        proposed: torch.Tensor,
         logits: torch.Tensor,
+        proposed: torch.Tensor,
         scores: torch.Tensor,
     ) -> None:
         """Whether ``generate`` made this sequence [pos], of these logits.
@@ -308,6 +315,10 @@ def _generate(
             attention_mask=torch.ones_like(tokens) if mask is None else mask,
         )
     return found.sequences, torch.stack(list(found.logits), dim=1)
+
+
+def _first(made: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    return made[0][0], made[1][0]
 
 
 def _size(model: HuggingFaceModel, tokens: torch.Tensor) -> float:
