@@ -404,12 +404,11 @@ def _runner(run: _Run) -> Runner:
     if run.runner is None:
         from conformance.checkpoints import cache_dir
         from conformance.isolation import DEFAULT_ENGINE, Isolation
+        from conformance.loaders import import_path
         from conformance.runner import Runner
 
         engine = os.environ.get(ENGINE_VARIABLE, DEFAULT_ENGINE)
-        # Subjects that users declare are found next to models.toml and in the current directory;
-        # last, so that nothing there can stand in for an installed library.
-        path = [*sys.path, str(run.spec.path.parent), str(run.config.invocation_params.dir)]
+        path = import_path(run.spec, run.config.invocation_params.dir)
         threads = _threads(run.config)
         run.isolation = (
             Isolation(engine, threads=threads, import_path=path)

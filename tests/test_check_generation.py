@@ -10,8 +10,9 @@ import pytest
 import torch
 import twins
 
+from conformance.checkpoints.shrink import WINDOW
 from conformance.checks.generation import Made, _greedy
-from conformance.experiments import generation
+from conformance.experiments import batching, generation
 from conformance.experiments.generation import margins
 from conformance.experiments.rows import WIDTH, project
 from conformance.faults import decoding
@@ -37,6 +38,11 @@ def bench(twin_cache: Path) -> Bench:
 
     model = twins.twin_model("gpt2", id="gpt2-few-tokens", prompts=("sixteen",))
     return Bench.load(model, "bridge", twin_cache, prompts=("sixteen",))
+
+
+def test_a_shared_continuation_goes_past_the_window_of_every_twin() -> None:
+    """Where a cache that keeps a window only drops what a mask would hide."""
+    assert min(batching.LENGTHS) + generation.SHARED > 2 * WINDOW
 
 
 @pytest.mark.parametrize("fault", decoding.FAULTS, ids=lambda fault: fault.name)

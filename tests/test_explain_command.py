@@ -34,9 +34,10 @@ def folder(tmp_path: Path) -> Path:
 
 def _command(folder: Path, cache: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "conformance", "explain", *args],
+        # As the installed command does: the current directory is not on the path by itself.
+        [sys.executable, "-P", "-m", "conformance", "explain", *args],
         cwd=folder,
-        env={**os.environ, "CONFORMANCE_CACHE": str(cache), "PYTHONPATH": str(folder)},
+        env={**os.environ, "CONFORMANCE_CACHE": str(cache)},
         capture_output=True,
         text=True,
         timeout=900,

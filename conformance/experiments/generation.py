@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 #: Tokens generated, where the context has room for them.
 STEPS = 64
-#: Tokens generated of a large model in a batch, or with an edit active.
+#: Tokens generated in a batch, or with an edit active: twice the window of a twin.
+SHARED = 24
+#: The same of a large model.
 FEWER = 8
 #: The sequence that is generated from alone, and whose cache is kept.
 ALONE = "unequal1"
@@ -55,7 +57,7 @@ def steps(dims: Dims, scope: Scope) -> int:
 
 def fewer(dims: Dims, scope: Scope) -> int:
     """How many tokens are generated in a batch, or with an edit active."""
-    return min(steps(dims, scope), FEWER) if scope.large else steps(dims, scope)
+    return min(steps(dims, scope), FEWER if scope.large else SHARED)
 
 
 def prompts(dims: Dims, scope: Scope) -> dict[str, torch.Tensor]:

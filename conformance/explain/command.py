@@ -121,9 +121,11 @@ def run(
     """
     from conformance.explain.reproduce import FILE_NAME
     from conformance.isolation import Isolation
+    from conformance.loaders import make_importable
     from conformance.report.pictures import NAMES
 
     entry, name = choose(spec, model, subject)
+    make_importable(spec)
     for old in (TEXT, JSON, FILE_NAME, *NAMES):  # of an earlier explanation
         if out is not None:
             (out / old).unlink(missing_ok=True)

@@ -119,8 +119,10 @@ def tasks(
     Raises:
         ConformanceError: a name is unknown, or nothing is left.
     """
+    from conformance.loaders import make_importable
     from conformance.selection import select
 
+    make_importable(spec)
     chosen = {(c.model, c.subject) for c in select(spec, models=models, subjects=subjects)}
     by_id = {m.id: m for m in spec.models}
     found = []

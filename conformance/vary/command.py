@@ -67,11 +67,13 @@ def run(spec: Spec, name: str, options: Options, out: Path, say: Say) -> int:
     Raises:
         ConformanceError: the options name nothing, or the file cannot be written.
     """
+    from conformance.loaders import make_importable
     from conformance.vary.bench import Bench
     from conformance.vary.explaining import explained
 
     twin = twin_of(name)
     loader = _loader(spec, options.subject)
+    make_importable(spec)
     space = space_of(twin)
     if options.fields:
         space = space.only(options.fields)
