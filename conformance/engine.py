@@ -341,11 +341,10 @@ def _one_pass(running: Running, context: Context, run: Pass, readers: list[Check
             inside += time.perf_counter() - since
 
     def forward() -> tuple[torch.Tensor, torch.Tensor | None]:
-        if run.mode == "plain" and not reference.family.encoder:
+        if run.mode == "plain":
             return subject.run_with_loss(run.prompt, on_site)
-        if run.mode in ("plain", "processed"):
-            seen = on_site if run.mode == "plain" else lambda *_: None
-            return subject.run(run.prompt, seen), None
+        if run.mode == "processed":
+            return subject.run(run.prompt, lambda *_: None), None
         force = teacher(
             run.mode, lambda name: reference.input(run.prompt.name, name), subject.dtype
         )

@@ -342,18 +342,23 @@ def logit_metrics(
     )
 
 
-def token_losses(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Next-token cross entropy in nats, [batch, pos - 1], in the logits' own dtype.
+def token_losses(
+    logits: torch.Tensor, tokens: torch.Tensor, *, next_token: bool = True
+) -> torch.Tensor:
+    """Cross entropy in nats, [batch, pos - 1] (or [batch, pos]), in the logits' own dtype.
 
     Args:
         logits: [batch, pos, d_vocab].
         tokens: [batch, pos]; the token at p + 1 is the target of position p.
+        next_token: if not, that at p is: a decoder's input is what lies one token back.
     """
+    if next_token:
+        logits, tokens = logits[:, :-1], tokens[:, 1:]
     batch, pos, d_vocab = logits.shape
-    rows, targets = logits[:, :-1].reshape(-1, d_vocab), tokens[:, 1:].reshape(-1, 1)
+    rows, targets = logits.reshape(-1, d_vocab), tokens.reshape(-1, 1)
     losses = rows.new_empty(rows.shape[0])
     step = max(1, _LOGITS_CHUNK // d_vocab)
     for start in range(0, rows.shape[0], step):
         part = slice(start, start + step)
         losses[part] = -rows[part].log_softmax(-1).gather(-1, targets[part])[:, 0]
-    return losses.reshape(batch, pos - 1)
+    return losses.reshape(batch, pos)

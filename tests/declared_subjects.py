@@ -97,3 +97,37 @@ def with_plain_positions(checkpoint: Path, *, dtype: torch.dtype, device: str) -
     """A port that takes scaled rotary positions for plain ones."""
     plain = {"rope_type": "default", "rope_theta": 10000.0}
     return _as_if(checkpoint, dtype, device, rope_parameters=plain)
+
+
+def other_loss(checkpoint: Path, *, dtype: torch.dtype, device: str) -> Any:
+    """A port of an encoder and a decoder whose loss is 1 % off."""
+    model = good(checkpoint, dtype=dtype, device=device)
+    right = model._seq2seq_loss
+    model._seq2seq_loss = lambda *args, **options: 1.01 * right(*args, **options)
+    return model
+
+
+def detached(checkpoint: Path, *, dtype: torch.dtype, device: str) -> Any:
+    """A port of an encoder and a decoder whose encoder no gradient reaches."""
+    model = good(checkpoint, dtype=dtype, device=device)
+    last = model.encoder_blocks[-1].original_component
+
+    def cut(_: Any, __: Any, output: Any) -> Any:
+        return (
+            output.detach() if not isinstance(output, tuple) else (output[0].detach(), *output[1:])
+        )
+
+    last.register_forward_hook(cut)
+    return model
+
+
+def rows_mixed(checkpoint: Path, *, dtype: torch.dtype, device: str) -> Any:
+    """A port that adds a trace of the batch's first row to the others."""
+    model = good(checkpoint, dtype=dtype, device=device)
+
+    def mix(_: Any, __: Any, output: Any) -> Any:
+        output.logits = output.logits + 1e-6 * output.logits[:1]
+        return output
+
+    model.original_model.register_forward_hook(mix)
+    return model

@@ -37,6 +37,7 @@ class Batching(Check):
 
     name: ClassVar[str] = "batching"
     runs: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         self.metrics.update(context.scope.said())

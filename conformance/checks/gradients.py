@@ -56,6 +56,7 @@ class Gradients(Check):
 
     name: ClassVar[str] = "gradients"
     runs: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         subject, scope = context.subject, context.scope
@@ -89,7 +90,7 @@ def _of_parameters(
     assert len(names) == len(parameters), "a parameter has no name of its own"
     used = [i for i, p in enumerate(parameters) if p.requires_grad]
     with subject.session(grad=True):
-        loss = subject.model(prompt.tokens, return_type="loss", **subject.run_options(prompt))
+        loss = subject.model(prompt.tokens, return_type="loss", **subject.loss_options(prompt))
         found = torch.autograd.grad(loss, [parameters[i] for i in used], allow_unused=True)
     gradients: dict[str, torch.Tensor | None] = dict.fromkeys(names)
     for index, gradient in zip(used, found, strict=True):

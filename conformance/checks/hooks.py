@@ -46,6 +46,7 @@ class Hooks(Check):
 
     name: ClassVar[str] = "hooks"
     runs: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         subject = context.subject
@@ -137,7 +138,7 @@ class Hooks(Check):
 
         subject, stored = context.subject, context.experiment(self.name)
         names = [n for n in fired.seen if table[n].site in stored]
-        shown, options = Fired(), subject.run_options(prompt)
+        shown, options = Fired(), subject.loss_options(prompt)
         with subject.session(grad=True):
             with subject.model.hooks(bwd_hooks=shown.all(names)):
                 loss = subject.model(prompt.tokens, return_type="loss", **options)
@@ -173,7 +174,7 @@ class Hooks(Check):
                 return_type="loss",
                 incl_bwd=True,
                 names_filter=list(sites),
-                **subject.run_options(prompt),
+                **subject.loss_options(prompt),
             )[1]
         subject.model.zero_grad(set_to_none=True)
         for name, site in sites.items() if cache else ():

@@ -1,4 +1,4 @@
-"""Next-token loss: the library's own, against cross entropy of the reference's logits."""
+"""The loss of tokens: the library's own, against cross entropy of the reference's logits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class Loss(Check):
-    """Per-token loss in nats at every real next token, and its mean.
+    """Per-token loss in nats at every real next token, and its mean. Of an encoder and a decoder,
+    which is given the tokens one place late, at every real token.
 
     The bound is the logits' own: cross entropy moves by at most twice the largest change of the
     logits at its position (each of log-sum-exp and the target's logit is 1-Lipschitz in the
@@ -25,6 +26,7 @@ class Loss(Check):
     """
 
     name: ClassVar[str] = "loss"
+    stacks: ClassVar[bool] = True
     modes: ClassVar[frozenset[PassMode]] = frozenset({"plain"})
 
     def wants(self, run: Pass) -> bool:
@@ -36,9 +38,10 @@ class Loss(Check):
     ) -> Iterable[Comparison]:
         assert loss is not None
         prompt = run.prompt
-        valid = prompt.valid[:, 1:] & prompt.valid[:, :-1]
+        ahead = not context.reference.family.encoder
+        valid = prompt.valid[:, 1:] & prompt.valid[:, :-1] if ahead else prompt.valid
         truth_logits = context.reference.truth(prompt.name, "logits")
-        truth = token_losses(truth_logits, prompt.tokens)
+        truth = token_losses(truth_logits, prompt.tokens, next_token=ahead)
         if loss.shape != truth.shape:
             yield structure(
                 "logits",

@@ -53,6 +53,7 @@ class Processing(Check):
 
     name: ClassVar[str] = "processing"
     runs: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from conformance.experiments.base import Experiment
@@ -57,11 +58,13 @@ def probing(
     return {site: edit(site) for site in sites}
 
 
-def loss_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the next token."""
+def loss_of(model: HuggingFaceModel, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the next token; a decoder beside an encoder is given the last one."""
     import torch
 
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    if not model.family.encoder:
+        logits, tokens = logits[:, :-1], tokens[:, 1:]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
 
 def at_sites(
@@ -89,7 +92,9 @@ def at_sites(
         logits = model.run(prompt, lambda *_: None, edits=edits, grad=True)
     values = {**probes, **wholes}
     with model.session(grad=True):
-        gradients = torch.autograd.grad(loss_of(logits, prompt.tokens), list(values.values()))
+        gradients = torch.autograd.grad(
+            loss_of(model, logits, prompt.tokens), list(values.values())
+        )
     found = dict(zip(values, gradients, strict=True))
     parts = {path: _split(model, path, found.pop(path)) for path in wholes}
     return found | {site: parts[path][site.rpartition(".")[2]] for site, path in fused.items()}
@@ -124,7 +129,7 @@ def of_weights(model: HuggingFaceModel, scope: Scope) -> dict[str, torch.Tensor]
     named = {n: p for n, p in model.model.named_parameters() if p.requires_grad}
     logits = model.run(prompt, lambda *_: None, grad=True)
     with model.session(grad=True):
-        loss = loss_of(logits, prompt.tokens)
+        loss = loss_of(model, logits, prompt.tokens)
         found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     return {
         name: torch.zeros_like(p) if g is None else g
@@ -145,6 +150,8 @@ def entries(gradients: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> dict
     """
     import torch
 
+    if fam.unembed_bias not in gradients:  # BART's is a buffer
+        fam = replace(fam, unembed_bias=None)
     weights = canonical(gradients, fam, d)
     if weights["unembed.W_U"].source == weights["embed.W_E"].source:
         del weights["unembed.W_U"]
@@ -169,7 +176,8 @@ class Gradients(Experiment):
         for site, gradient in at_sites(model, on.scope, sites).items():
             yield f"site/{site}", gradient.reshape(-1)
         prompt = prompt_of(model.dims, on.scope)
-        yield "loss", loss_of(model.run(prompt, lambda *_: None), prompt.tokens)
+        logits = model.run(prompt, lambda *_: None)
+        yield "loss", loss_of(model, logits, prompt.tokens)
 
 
 EXPERIMENT = Gradients()

@@ -218,7 +218,8 @@ class LensModel(ABC):
     def run_with_loss(
         self, prompt: Prompt, on_site: OnSite, *, edits: Edits | None = None, grad: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One forward pass: logits, and the library's own per-token loss [batch, pos - 1]."""
+        """One forward pass: logits, and the library's own per-token loss [batch, pos - 1];
+        [batch, pos] of an encoder and a decoder."""
         logits, loss = self._run(prompt, on_site, None, None, "both", edits or {}, grad)
         assert loss is not None
         return logits, loss
@@ -295,16 +296,30 @@ class LensModel(ABC):
                 if site in sites:
                     output = self._output_reader(site, emit)
                     stack.callback(module.register_forward_hook(output).remove)
-            result = self.model.run_with_hooks(
-                prompt.tokens, fwd_hooks=hooks, **kwargs, **self.run_options(prompt)
-            )
-        if return_type == "logits":
+            with_loss = return_type != "logits"
+            options = self.loss_options(prompt) if with_loss else self.run_options(prompt)
+            result = self.model.run_with_hooks(prompt.tokens, fwd_hooks=hooks, **kwargs, **options)
+        if not with_loss:
             return result, None
         return result[0], result[1]
 
     def run_options(self, prompt: Prompt) -> dict[str, Any]:
         """What every call of :attr:`model` on a prompt needs besides its tokens and mask."""
         return {}
+
+    def loss_options(self, prompt: Prompt) -> dict[str, Any]:
+        """The same where a loss is asked for: an encoder and a decoder are told of what."""
+        options = self.run_options(prompt)
+        if self.family.encoder:
+            options |= {"labels": prompt.tokens, "decoder_input_ids": self.one_back(prompt)}
+        return options
+
+    def one_back(self, prompt: Prompt) -> torch.Tensor:
+        """[batch, pos]: what a decoder is given so that it predicts the prompt's tokens."""
+        start = torch.full_like(
+            prompt.tokens[:, :1], self.model.original_model.config.decoder_start_token_id
+        )
+        return torch.cat([start, prompt.tokens[:, :-1]], dim=1)
 
     def _reader(
         self,
