@@ -72,6 +72,7 @@ def at_sites(
 ) -> dict[str, torch.Tensor]:
     """Site -> gradient of the loss with respect to its value, laid out along its axes.
 
+    A site to which nothing learned leads has none: a table of sinusoids.
     Parts of a fused projection are split from the gradient of the whole: autograd allows no
     change of one part in place.
     """
@@ -88,7 +89,8 @@ def at_sites(
 
             handle = model.model.get_submodule(path).register_forward_hook(keep)
             stack.callback(handle.remove)
-        edits = probing(probes, [site for site in sites if site not in fused])
+        probed = probing(probes, [site for site in sites if site not in fused])
+        edits = {site: _where_learned(edit) for site, edit in probed.items()}
         logits = model.run(prompt, lambda *_: None, edits=edits, grad=True)
     values = {**probes, **wholes}
     with model.session(grad=True):
@@ -98,6 +100,12 @@ def at_sites(
     found = dict(zip(values, gradients, strict=True))
     parts = {path: _split(model, path, found.pop(path)) for path in wholes}
     return found | {site: parts[path][site.rpartition(".")[2]] for site, path in fused.items()}
+
+
+def _where_learned(
+    edit: Callable[[torch.Tensor], torch.Tensor],
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda value: edit(value) if value.requires_grad else value
 
 
 def _fused(model: HuggingFaceModel, sites: Sequence[str]) -> dict[str, str]:
