@@ -34,7 +34,7 @@ def _straight_through(subject: LensModel) -> Iterator[None]:
 
     def change(y: torch.Tensor) -> torch.Tensor:
         x = box.get().reshape(y.shape)
-        return x + (y - x).detach()
+        return y.detach() + (x - x.detach())  # the value is y, to the bit
 
     with watched_input(module) as box, edited(subject, f"{_PRE}.ln1", change):
         yield
@@ -64,6 +64,16 @@ def _last_of_mlp(subject: LensModel) -> tuple[str, ...]:
         experts = range(subject.dims.n_experts)
         return tuple(f"{_PRE}.mlp.experts.{e}.{w}.grad" for e in experts for w in parts)
     return (f"{_PRE}.mlp.W_out.grad",)
+
+
+def _last_of_block(subject: LensModel) -> tuple[str, ...]:
+    """The weight that gradients reach first in a block: the mixer's, where that is all it has."""
+    fam = subject.family.of(_LAYER)
+    if fam.mlp is not None or fam.mixer is None:
+        return _last_of_mlp(subject)
+    module = subject.model.original_model.get_submodule(subject.family.at(fam.mixer, _LAYER))
+    names = [n.replace("_original_component.", "") for n, _ in module.named_parameters()]
+    return tuple(f"{_PRE}.{fam.mixer}.{name}.grad" for name in names)
 
 
 def _after_attention(subject: LensModel) -> tuple[str, ...]:
@@ -105,7 +115,7 @@ FAULTS: tuple[Fault, ...] = (
         "gradients_detached",
         "the graph is cut at resid_post",
         editing(f"{_PRE}.resid_post", lambda t: t.detach()),
-        _last_of_mlp,
+        _last_of_block,
     ),
     _fault(
         "gradient_halved",

@@ -10,6 +10,7 @@ import torch
 from conformance.faults.base import Fault, exactly
 from conformance.faults.inject import attention, original, overwritten
 from conformance.faults.norms import norm, rms
+from conformance.flags import declined, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -282,7 +283,9 @@ def bias_dropped(subject: LensModel, _: dict[str, torch.Tensor]) -> None:
 
 
 def has_final_bias(subject: LensModel) -> bool:
-    """Whether the final norm adds a bias."""
+    """Whether the final norm adds a bias, and folding moves it into the head's."""
+    if refused(subject) or declined(subject, "fold_ln"):
+        return False
     return bool((subject.named_weights().get("ln_final.b", torch.zeros(1)) != 0).any())
 
 

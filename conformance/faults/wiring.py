@@ -53,6 +53,13 @@ def _first_weights(subject: LensModel) -> tuple[str, ...]:
     return at("attn.q")(subject) if bare else at("ln1", "attn.q")(subject)
 
 
+def _mixer_out(subject: LensModel) -> tuple[str, ...]:
+    """The output of the first mixer after the first layer; of the first if there is no other."""
+    layers = range(subject.dims.n_layers)
+    found = [f"blocks.{i}.mixer_out" for i in layers if subject.family.of(i).mixer is not None]
+    return tuple(found[1:] or found)[:1]
+
+
 def _can_swap(subject: LensModel) -> bool:
     first, second = subject.model.blocks[1], subject.model.blocks[2]
     shapes = [[p.shape for p in b.parameters()] for b in (first, second)]
@@ -259,9 +266,9 @@ FAULTS: tuple[Fault, ...] = (
         "mixer_out_scaled",
         "wiring",
         "the contribution of a state-space model, or of its like, is scaled by 1.01",
-        editing(f"blocks.{_LAYER}.mixer_out", lambda t: t * 1.01),
-        at("mixer_out"),
-        lambda s: s.family.of(_LAYER).mixer is not None,
+        lambda s: edited(s, *_mixer_out(s), lambda t: t * 1.01),
+        _mixer_out,
+        lambda s: bool(_mixer_out(s)),
     ),
     Fault(
         "attn_out_scaled",
