@@ -96,7 +96,10 @@ def _decomposes(subject: LensModel) -> bool:
 
 
 def _attributes(subject: LensModel) -> bool:
-    return _decomposes(subject) and subject.family.head is None
+    """Whether parts are attributed to logits: not where the library leaves a mixer out of them."""
+    fam = subject.family
+    beside = any(own.mixer for own in fam.every)
+    return _decomposes(subject) and fam.head is None and not beside
 
 
 FAULTS: tuple[Fault, ...] = (

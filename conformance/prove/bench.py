@@ -165,7 +165,7 @@ class Bench:
             subject=str(self.job.subject),
             caught=bool(failing),
             checks=failing,
-            named=next((first_divergence(cs) for cs in failures.values() if cs), None),
+            named=next((self._first(cs) for cs in failures.values() if cs), None),
             factor=factor(([c for c in cs if c.ok] for cs in found.values()), "same_function"),
             prompts=tuple(p.name for p in prompts),
             seed=getattr(self.job.model.source, "seed", None),
@@ -178,7 +178,10 @@ class Bench:
         from conformance.ledger.judging import expected
 
         model, subject = self.job.model, str(self.job.subject)
-        verdicts = [conclude(model, subject, name, cs, {}, 0.0) for name, cs in found.items()]
+        order = self.reference.family.order
+        verdicts = [
+            conclude(model, subject, name, cs, {}, 0.0, order=order) for name, cs in found.items()
+        ]
         return tuple(v.check for v in verdicts if expected(v, model).outcome == "failed")
 
     # --- faults ---
@@ -278,7 +281,10 @@ class Bench:
         }
 
     def _named(self, fault: Fault, new: Found) -> str | None:
-        return first_divergence(new.get(fault.needs or fault.named_by, []))
+        return self._first(new.get(fault.needs or fault.named_by, []))
+
+    def _first(self, failures: Sequence[Comparison]) -> str | None:
+        return first_divergence(failures, self.reference.family.order)
 
     def _conclude(
         self,
@@ -306,13 +312,22 @@ class Bench:
             caught=caught,
             checks=tuple(name for name, cs in new.items() if cs),
             site_true=true,
-            site_named=None if fault.kind == "equivalent" else named in true,
+            site_named=None if self._nameless(fault) else named in true,
             named=named,
             factor=factor(new.values() if caught else self._holding(found), judgement),
             gates=gates,
             prompts=_needed(found),
             duration_s=round(seconds, 3),
         )
+
+    def _nameless(self, fault: Fault) -> bool:
+        """Whether no check can name this fault's site: an equivalent's, or one that is known."""
+        if fault.kind == "equivalent":
+            return True
+        judgement = "same_precision" if fault.kind == "precision" else "same_function"
+        check, true = fault.needs or fault.named_by, fault.sites(self.exact)
+        kinds = (judgement, "structure", "exact")
+        return bool(true) and all(any((check, j, s) in self.known for j in kinds) for s in true)
 
     def _holding(self, found: Found) -> Iterator[list[Comparison]]:
         """What was compared, but for what fails unfaulted."""

@@ -328,6 +328,7 @@ def figures(proofs: Iterable[Proof]) -> dict[str, Any]:
         "faults": len(faults),
         "caught": sum(p.caught for p in faults),
         "named": sum(bool(p.site_named) for p in faults),
+        "nameless": sum(p.site_named is None for p in faults),
         "precision": len(precision),
         "precision_caught": sum(p.caught for p in precision),
         "precision_named": sum(bool(p.site_named) for p in precision),
@@ -355,14 +356,14 @@ def summary(proofs: Sequence[Proof]) -> list[str]:
             if p.kind == "unfaulted":
                 why = f"seed {p.seed}: {', '.join(p.alarms)}, first at {p.named}"
             lines.append(f"{what}: {p.fault} on {p.model} {p.subject} ({why})")
-        elif p.kind in ("fault", "precision") and not p.site_named:
+        elif p.kind in ("fault", "precision") and p.site_named is False:
             lines.append(
                 f"misnamed: {p.fault} on {p.model} {p.subject}: {p.named}, "
                 f"not {' or '.join(p.site_true)}"
             )
     lines += [
         f"faults that change the function: {f['caught']} of {f['faults']} caught, "
-        f"site named in {f['named']}",
+        f"site named in {f['named']}, wrong without the fault in {f['nameless']}",
         f"lost precision: {f['precision_caught']} of {f['precision']} caught as such",
         f"equivalent changes: {f['flagged']} of {f['equivalents']} flagged",
         f"unfaulted ports: {f['alarms']} of {f['unfaulted']} with a false alarm, "
