@@ -135,11 +135,13 @@ class Order:
         post_norm: norms of the stream come after what was added to it (Vaswani et al. 2017).
         norms_last: queries and keys are rotated first, and normalised then.
         encoder: how many layers come before ``ln_encoder``.
+        positions_first: ``embed`` is after a norm of the sum of tokens and positions.
     """
 
     post_norm: bool = False
     norms_last: bool = False
     encoder: int = 0
+    positions_first: bool = False
 
     def ranks(self) -> dict[str, int]:
         """Kind of site in a block -> its place."""
@@ -161,7 +163,8 @@ USUAL = Order()
 def computation_order(names: list[str], order: Order = USUAL) -> list[str]:
     """Sort site names by where the forward pass computes them: embedding, layers, head."""
     block = order.ranks()
-    first, last = {"embed": 0, "pos_embed": 1}, {"ln_final": 1, "logits": 2}
+    last = {"ln_final": 0, "logits": 1}
+    first = {"pos_embed": 0, "embed": 1} if order.positions_first else {"embed": 0, "pos_embed": 1}
 
     def key(name: str) -> tuple[int, int, int]:
         site = parse(name)

@@ -194,7 +194,8 @@ class Family:
     @property
     def order(self) -> Order:
         """In which order a forward pass computes the sites."""
-        return Order(self.post_norm, self.qk_norm_rotated, self.encoder)
+        positions_first = bool(self.embed_ln and self.pos_embed and not self.one_norm)
+        return Order(self.post_norm, self.qk_norm_rotated, self.encoder, positions_first)
 
     def of(self, layer: int) -> Family:
         """The description of one layer; this one where all are alike."""

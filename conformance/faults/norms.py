@@ -37,7 +37,7 @@ def norm(subject: LensModel, component: str) -> Any | None:
 
 
 def _site(component: str) -> str:
-    if component == "ln_final":
+    if component in ("ln_final", "ln_encoder"):
         return component
     prefix, _, name = component.rpartition(".")
     return f"{prefix}.{_NORM_SITES[name]}"
@@ -169,6 +169,11 @@ def _no_bias(y: torch.Tensor, _: torch.Tensor, module: Any) -> torch.Tensor:
 
 def _skip(_: torch.Tensor, x: torch.Tensor, __: Any) -> torch.Tensor:
     return x
+
+
+def skipped(component: str) -> Callable[[LensModel], Any]:
+    """A norm is left out."""
+    return norm_changed(component, _skip)
 
 
 def _norm_fault(

@@ -11,6 +11,7 @@ import torch
 from conformance.faults.base import Fault, at, exactly
 from conformance.faults.inject import (
     attribute,
+    block,
     called_with,
     edited,
     editing,
@@ -36,7 +37,7 @@ _PRE = f"blocks.{_LAYER}"
 @contextlib.contextmanager
 def _layers_swapped(subject: LensModel) -> Iterator[None]:
     """The weights of two layers change places."""
-    first, second = subject.model.blocks[1], subject.model.blocks[2]
+    first, second = block(subject, 1), block(subject, 2)
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     with contextlib.ExitStack() as stack:
         for a, b in pairs:
@@ -61,7 +62,7 @@ def _mixer_out(subject: LensModel) -> tuple[str, ...]:
 
 
 def _can_swap(subject: LensModel) -> bool:
-    first, second = subject.model.blocks[1], subject.model.blocks[2]
+    first, second = block(subject, 1), block(subject, 2)
     shapes = [[p.shape for p in b.parameters()] for b in (first, second)]
     return shapes[0] == shapes[1] and len(shapes[0]) > 0
 
@@ -170,6 +171,12 @@ def _learned(subject: LensModel) -> bool:
     return subject.family.pos_embed is not None and shown
 
 
+def _padding_uncounted(subject: LensModel) -> bool:
+    """Whether positions leave padding out: those of BERT and BART count it."""
+    fam = subject.family
+    return _learned(subject) and (fam.own_positions or (fam.causal and not fam.encoder))
+
+
 def _skipped_rows(subject: LensModel) -> int:
     """How many rows before position 0 this port's position table keeps (OPT: 2)."""
     offset = subject.family.pos_offset
@@ -196,8 +203,8 @@ def _hf(subject: LensModel) -> Any | None:
 
 
 def _scaled_block(subject: LensModel) -> Any | None:
-    block = original(subject.model.blocks[_LAYER])
-    return block if getattr(block, "residual_multiplier", 1.0) != 1.0 else None
+    found = original(block(subject, _LAYER))
+    return found if getattr(found, "residual_multiplier", 1.0) != 1.0 else None
 
 
 def _scaled_embedding(subject: LensModel) -> Any | None:
@@ -349,7 +356,7 @@ FAULTS: tuple[Fault, ...] = (
         "learned positions count padding",
         _positions_count_padding,
         exactly("pos_embed"),
-        _learned,
+        _padding_uncounted,
     ),
     Fault(
         "position_offset_missing",

@@ -136,7 +136,7 @@ class Bench:
             processed = loaded(dtype)
             comparisons = self._judge_processed(dtype, processed, prompts)
             _merge(found, comparisons)
-            if all(c.ok for c in comparisons["logits"]):
+            if comparisons["logits"] and all(c.ok for c in comparisons["logits"]):
                 # From here on it is processed, and processing again would be wrong.
                 processed.process_weights = _already  # type: ignore[method-assign]
                 self.processed[dtype] = processed
