@@ -92,7 +92,7 @@ def _regular(subject: LensModel) -> bool:
 
 def _decomposes(subject: LensModel) -> bool:
     fam = subject.family
-    return fam.everywhere("attn_out") and fam.everywhere("mlp_out")
+    return fam.everywhere("attn_out") and fam.everywhere("mlp_out") and not fam.post_norm
 
 
 def _attributes(subject: LensModel) -> bool:

@@ -223,9 +223,10 @@ class Bench:
     def provable(self, fault: Fault) -> bool:
         """Whether this port has what the fault breaks, and checks exist that could see it.
 
-        Nothing is proven where the check that alone can see the fault fails without it.
+        Nothing is proven where the check that alone can see the fault fails without it, or does
+        not look.
         """
-        if fault.needs is not None and fault.needs not in CHECKS:
+        if fault.needs is not None and not self._applies(fault.needs):
             return False
         if fault.corrupt is not None and len(self.processed) < len({"float64", self.used_dtype}):
             return False
@@ -233,12 +234,22 @@ class Bench:
             return False
         return fault.fits(self.exact) and not self._fails_anyway(fault)
 
+    def _applies(self, check: str) -> bool:
+        from conformance.checks import registry
+
+        if check not in CHECKS:
+            return False
+        return registry()[check].stacks or not self.reference.family.encoder
+
     def _fails_anyway(self, fault: Fault) -> bool:
+        """Whether the check compares nothing at the fault's sites that holds without the fault."""
         if fault.needs is None:
             return False
-        failing = {c.site for c in self._invariants(fault.needs).get(fault.needs, ()) if not c.ok}
-        true = fault.sites(self.exact)
-        return bool(true) and failing.issuperset(true)
+        found = self._invariants(fault.needs).get(fault.needs, ())
+        true = set(fault.sites(self.exact))
+        if fault.appears or not true:
+            return not found
+        return {c.site for c in found} & true <= {c.site for c in found if not c.ok}
 
     def broken(self, fault: Fault, error: Exception) -> Proof:
         """A fault that could not be put in: the catalogue's mistake, and not a proof."""

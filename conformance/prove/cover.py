@@ -129,10 +129,12 @@ _SETTINGS = (
 
 def features(fam: Family, d: Dims, config: Mapping[str, Any]) -> frozenset[Feature]:
     """What an architecture has, as pairs of a name and a value; where it is called is none."""
+    slopes = any(own.alibi for own in (fam, *fam.every))
     found: set[Feature] = {
         ("grouped", 1 < d.n_kv_heads < d.n_heads),
         ("one key head", d.n_kv_heads == 1),
-        ("heads a power of two", d.n_heads & (d.n_heads - 1) == 0),
+        ("slopes of a power of two", slopes and d.n_heads & (d.n_heads - 1) == 0),
+        ("slopes of another number", slopes and d.n_heads & (d.n_heads - 1) != 0),
         *(("window", width is not None) for width in d.windows),
     }
     for own in (fam, *fam.every):
@@ -145,8 +147,8 @@ def _settings(config: Mapping[str, Any]) -> Iterator[Feature]:
     text = config.get("text_config")
     config = text if isinstance(text, dict) else config
     for name in _SETTINGS:
-        value = config.get(name)
-        yield name, value if isinstance(value, (bool, str)) else value is not None and value != 1.0
+        if (value := config.get(name)) is not None:
+            yield name, value if isinstance(value, (bool, str)) else value != 1.0
     rope = config.get("rope_parameters") or {}
     tables = [rope, *(v for v in rope.values() if isinstance(v, dict))]
     kinds = [str(t["rope_type"]) for t in tables if "rope_type" in t]
