@@ -80,7 +80,7 @@ def _after_attention(subject: LensModel) -> tuple[str, ...]:
     """The weight of attention that gradients reach first: a gate has no place of its own."""
     gate = subject.family.of(_LAYER).attn_gate
     gates = () if gate is None else (f"{_PRE}.{gate}.weight.grad",)
-    return (f"{_PRE}.attn.W_O.grad", *gates)
+    return (f"{_PRE}.attn.W_O.grad", *gates, *_unnamed(subject))
 
 
 def _before_ln1(subject: LensModel) -> tuple[str, ...]:
@@ -89,7 +89,14 @@ def _before_ln1(subject: LensModel) -> tuple[str, ...]:
 
 
 def _before_the_pattern(subject: LensModel) -> tuple[str, ...]:
-    return tuple(f"{_PRE}.attn.{w}.grad" for w in ("q_norm.w", "k_norm.w", "W_Q", "sinks"))
+    found = tuple(f"{_PRE}.attn.{w}.grad" for w in ("q_norm.w", "k_norm.w", "W_Q", "sinks"))
+    return (*found, *_unnamed(subject))
+
+
+def _unnamed(subject: LensModel) -> tuple[str, ...]:
+    """Weights of attention that TransformerLens has no name for, and no order therefore."""
+    fam = subject.family.of(_LAYER)
+    return tuple(f"{_PRE}.{n}.weight.grad" for n in fam.unnamed if n.startswith(f"{fam.attn}."))
 
 
 def _fault(

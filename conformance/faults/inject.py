@@ -118,9 +118,9 @@ def block(subject: LensModel, layer: int) -> Any:
 def named(subject: LensModel) -> dict[str, torch.Tensor]:
     """The port's weights by TransformerLens's names; none where it cannot tell them.
 
-    ``tl_parameters`` of a bridge of two stacks raises (docs/findings/125).
+    ``tl_parameters`` of a bridge of two stacks raises (docs/findings/125), and others' do.
     """
-    with contextlib.suppress(AttributeError):
+    with contextlib.suppress(Exception):
         return subject.named_weights()
     return {}
 

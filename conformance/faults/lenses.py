@@ -82,10 +82,6 @@ def _fault(
     return Fault(name, "hook", what, apply, sites, applies, needs="lens")
 
 
-def _always(_: LensModel) -> bool:
-    return True
-
-
 def _regular(subject: LensModel) -> bool:
     return subject.family.regular
 
@@ -108,7 +104,7 @@ FAULTS: tuple[Fault, ...] = (
         "apply_ln_to_stack returns the stack as it is",
         _cached("apply_ln_to_stack", lambda _, __, stack, *args, **more: stack),
         exactly("blocks.0.resid_pre"),
-        _always,
+        lambda s: s.family.transform is None,
     ),
     _fault(
         "decompose_drops_last",

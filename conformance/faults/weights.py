@@ -9,7 +9,7 @@ import torch
 
 from conformance.faults.base import Fault, exactly
 from conformance.faults.inject import attention, mlp, named, original, overwritten
-from conformance.faults.norms import norm, rms
+from conformance.faults.norms import norm, norm_weight, rms
 from conformance.flags import declined, refused
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def after_processing(
         right = subject.process_weights
 
         def wrong(flags: Mapping[str, bool] | None = None) -> None:
-            before = {name: t.clone() for name, t in named(subject).items()}
+            before = {name: t.clone() for name, t in _named_before(subject).items()}
             right(flags)
             with torch.no_grad():
                 corrupt(subject, before)
@@ -236,6 +236,13 @@ def after_processing(
     return apply
 
 
+def _named_before(subject: LensModel) -> dict[str, torch.Tensor]:
+    """The weights by name; gains of norms whatever else the port can tell."""
+    norms = {n: norm(subject, n) for n in ("ln_final", f"{_PRE}.ln1", f"{_PRE}.ln2")}
+    gains = {f"{n}.w": norm_weight(module) for n, module in norms.items() if module is not None}
+    return {**{n: w for n, w in gains.items() if w is not None}, **named(subject)}
+
+
 def _gain(subject: LensModel, before: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     w = before[name]
     offset = subject.family.of(_LAYER).norm_offset and hasattr(subject.model, "original_model")
@@ -246,7 +253,7 @@ def has_gain(name: str) -> Callable[[LensModel], bool]:
     """Whether the norm scales at all: HookedTransformer holds ones where a model has no weight."""
 
     def applies(subject: LensModel) -> bool:
-        weights = named(subject)
+        weights = _named_before(subject)
         return name in weights and bool((_gain(subject, weights, name) != 1).any())
 
     return applies

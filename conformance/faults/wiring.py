@@ -51,7 +51,8 @@ def _first_weights(subject: LensModel) -> tuple[str, ...]:
     """Where a layer first uses a weight of its own: OLMo's norms have none."""
     first = norm(subject, f"{_PRE}.ln1")
     bare = first is None or not matters(norm_weight(first), 1.0)
-    return at("attn.q")(subject) if bare else at("ln1", "attn.q")(subject)
+    after = bare or subject.family.post_norm
+    return at("attn.q")(subject) if after else at("ln1", "attn.q")(subject)
 
 
 def _mixer_out(subject: LensModel) -> tuple[str, ...]:

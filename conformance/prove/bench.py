@@ -292,7 +292,11 @@ class Bench:
         }
 
     def _named(self, fault: Fault, new: Found) -> str | None:
-        return self._first(new.get(fault.needs or fault.named_by, []))
+        failures = new.get(fault.needs or fault.named_by, [])
+        # A hook that shows another tensor shows that one's faults.
+        other = {site for check, _, site in self.known if check == "activations"}
+        other -= set(fault.sites(self.exact))
+        return self._first([c for c in failures if c.site not in other] or failures)
 
     def _first(self, failures: Sequence[Comparison]) -> str | None:
         return first_divergence(failures, self.reference.family.order)
