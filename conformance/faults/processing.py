@@ -84,7 +84,7 @@ def _skipped(flag: str, what: str, sites: Callable[[LensModel], tuple[str, ...]]
         what,
         _skipping(flag),
         sites,
-        lambda s: _promised(flag)(s) and bool(sites(s)),
+        lambda s: bool(sites(s)) and _promised(flag)(s),
         needs="processing",
         anew=True,
     )

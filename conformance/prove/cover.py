@@ -140,6 +140,8 @@ def features(fam: Family, d: Dims, config: Mapping[str, Any]) -> frozenset[Featu
     for own in (fam, *fam.every):
         found |= {(name, bool(getattr(own, name))) for name in _PARTS}
         found |= {(name, getattr(own, name) != 1.0) for name in _MULTIPLIERS}
+        if own.experts:  # how the chosen are weighted is another module beside latent attention
+            found.add(("experts", (bool(own.kv_latent), config.get("norm_topk_prob"))))
     return frozenset(found | set(_settings(config)))
 
 
