@@ -74,6 +74,7 @@ class Bench:
     _baseline: Proof | None = None
     _recall: Recall = field(default_factory=Recall)
     _unfaulted_runs: dict[str, Found] = field(default_factory=dict)
+    _not_applicable: dict[str, frozenset[str]] = field(default_factory=dict)
     _fresh: Callable[[], LensModel] | None = None
 
     @classmethod
@@ -246,6 +247,8 @@ class Bench:
         if fault.needs is None:
             return False
         found = self._invariants(fault.needs).get(fault.needs, ())
+        if fault.part in self._not_applicable[fault.needs]:
+            return True
         true = set(fault.sites(self.exact))
         if fault.appears or not true:
             return not found
@@ -432,6 +435,8 @@ class Bench:
         context.fresh = fresh or self._fresh
         context.generated = GENERATED
         run_checks(running, context, _silent)
+        left_out = running.checks[0].metrics.get("not_applicable", {})
+        self._not_applicable.setdefault(name, frozenset(left_out))
         if name in running.errors:
             raise ConformanceError(running.errors[name], "this is the harness's failure")
         return _found(running)
