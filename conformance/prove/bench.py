@@ -247,7 +247,7 @@ class Bench:
         if fault.needs is None:
             return False
         found = self._invariants(fault.needs).get(fault.needs, ())
-        if fault.part in self._not_applicable[fault.needs]:
+        if fault.part in self._not_applicable.get(fault.needs, ()):
             return True
         true = set(fault.sites(self.exact))
         if fault.appears or not true:
