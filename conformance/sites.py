@@ -146,7 +146,7 @@ class Order:
     def ranks(self) -> dict[str, int]:
         """Kind of site in a block -> its place."""
         names = [k.name for k in BLOCK_KINDS]
-        after = {}
+        after: dict[str, str] = {}
         if self.post_norm:
             after |= {"ln1": "mixer_out", "ln_cross": "cross_attn_out", "ln2": "mlp_out"}
         if self.norms_last:

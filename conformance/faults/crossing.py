@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from conformance.faults.base import Fault, at
-from conformance.faults.inject import edited, exposed
+from conformance.faults.inject import Change, edited, exposed
 from conformance.faults.norms import norm, skipped
 
 if TYPE_CHECKING:
@@ -19,15 +19,15 @@ def _crossing(subject: LensModel) -> int:
     return subject.family.encoder
 
 
-def _fault(name: str, klass: str, what: str, kind: str, change: object) -> Fault:
+def _fault(name: str, klass: str, what: str, kind: str, change: Change) -> Fault:
     sites = at(kind, layer=_crossing)
     return Fault(
         name,
         klass,
         what,
-        lambda s: edited(s, *sites(s), change),  # type: ignore[arg-type]
+        lambda s: edited(s, sites(s)[0], change),
         sites,
-        lambda s: s.family.encoder > 0 and exposed(s, *sites(s)),
+        lambda s: s.family.encoder > 0 and exposed(s, sites(s)[0]),
     )
 
 

@@ -274,7 +274,7 @@ FAULTS: tuple[Fault, ...] = (
         "mixer_out_scaled",
         "wiring",
         "the contribution of a state-space model, or of its like, is scaled by 1.01",
-        lambda s: edited(s, *_mixer_out(s), lambda t: t * 1.01),
+        lambda s: edited(s, _mixer_out(s)[0], lambda t: t * 1.01),
         _mixer_out,
         lambda s: bool(_mixer_out(s)),
     ),
