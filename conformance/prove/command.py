@@ -241,7 +241,7 @@ def run(
         for number, outcome in enumerate(outcomes(covering or todo, workers, started), 1):
             proofs.extend(outcome.proofs)
             if covering:
-                covering.add(outcome.proofs)
+                covering.add(outcome)
             for proof in outcome.proofs:
                 stream.write(proof.to_json() + "\n")
             stream.flush()

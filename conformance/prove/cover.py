@@ -13,12 +13,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from conformance.families import Dims, Family
     from conformance.faults import Fault
-    from conformance.prove.command import Task
-    from conformance.prove.proof import Proof
+    from conformance.prove.command import Outcome, Task
     from conformance.spec import ModelSpec
 
 Feature = tuple[str, object]
@@ -41,21 +40,42 @@ class Cover:
         dtypes = {task.model.dtype for task in tasks}
         self._faults = tuple(f.name for f in faults if f.dtypes is None or f.dtypes & dtypes)
         self.proven: Counter[tuple[str, str]] = Counter()
+        self._seen: Counter[tuple[str, Feature]] = Counter()
+        self._features: dict[tuple[str, str], frozenset[Feature]] = {}
 
     def __iter__(self) -> Iterator[Task]:
-        """The tasks, each with what is still wanted when it is asked for."""
-        for task in ordered([t for t in self._tasks if t.seed is None], self._times):
-            if wanted := self.wanted(task.subject):
-                yield dataclasses.replace(task, faults=wanted)
+        """The tasks, each with what is still wanted when it is asked for.
+
+        First what has the most that fewer ports than wanted had, as long as there is any; ties keep
+        the order given. Subjects are apart: what one has been given, another has not.
+        """
+        left = [task for task in self._tasks if task.seed is None]
+        self._features = {(t.model.id, t.subject): _features_of(t.model) for t in left}
+        while left and self._new(best := max(left, key=self._new)) > 0:
+            left.remove(best)
+            self._count(best.model.id, best.subject, 1)
+            if wanted := self.wanted(best.subject):
+                yield dataclasses.replace(best, faults=wanted)
         yield from (task for task in self._tasks if task.seed is not None)
+
+    def _new(self, task: Task) -> int:
+        """How much of this port fewer ports than wanted had."""
+        own = self._features[task.model.id, task.subject]
+        return sum(self._seen[task.subject, feature] < self._times for feature in own)
+
+    def _count(self, model: str, subject: str, by: int) -> None:
+        for feature in self._features.get((model, subject), ()):
+            self._seen[subject, feature] += by
 
     def wanted(self, subject: str) -> tuple[str, ...]:
         """Faults that are in fewer ports than wanted, in the catalogue's order."""
         return tuple(f for f in self._faults if self.proven[subject, f] < self._times)
 
-    def add(self, proofs: Iterable[Proof]) -> None:
-        """Count what was proven in one port."""
-        found = (p for p in proofs if p.kind != "unfaulted" and not p.note)
+    def add(self, outcome: Outcome) -> None:
+        """Count what was proven in one port; one that could not be run covers nothing."""
+        if not outcome.proofs:
+            self._count(outcome.model, outcome.subject, -1)
+        found = (p for p in outcome.proofs if p.kind != "unfaulted" and not p.note)
         self.proven.update((p.subject, p.fault) for p in found)
 
     def said(self) -> list[str]:
@@ -69,32 +89,11 @@ class Cover:
         return lines
 
 
-def ordered(tasks: Sequence[Task], times: int = 1) -> Iterator[Task]:
-    """First what has the most that fewer than ``times`` before it had, as long as there is any.
-
-    Ties keep the order given. Subjects are apart: what one has been given, another has not.
-    """
-    left = [(task, _features_of(task)) for task in tasks]
-    seen: Counter[tuple[str, Feature]] = Counter()
-
-    def new(entry: tuple[Task, frozenset[Feature]]) -> int:
-        task, found = entry
-        return sum(seen[task.subject, feature] < times for feature in found)
-
-    while left:
-        best = max(left, key=new)
-        if new(best) == 0:
-            return
-        left.remove(best)
-        seen.update((best[0].subject, feature) for feature in best[1])
-        yield best[0]
-
-
-def _features_of(task: Task) -> frozenset[Feature]:
+def _features_of(model: ModelSpec) -> frozenset[Feature]:
     from conformance.families import dims, family
 
-    config = _config(task.model)
-    return features(family(task.model.architecture, config), dims(config), config.to_dict())
+    config = _config(model)
+    return features(family(model.architecture, config), dims(config), config.to_dict())
 
 
 def _config(model: ModelSpec) -> Any:
