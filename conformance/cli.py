@@ -293,6 +293,12 @@ def prove(
         int,
         typer.Option(metavar="N", help="Judge unfaulted ports of twins drawn from N seeds.", min=1),
     ] = 1,
+    cover: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K", help="Each fault in K ports only, those first that differ most.", min=1
+        ),
+    ] = None,
 ) -> None:
     """Prove that the checks can fail: known faults in the twins' ports, one after another."""
     from rich.console import Console
@@ -313,6 +319,7 @@ def prove(
             workers=workers,
             console=Console(highlight=False),
             seeds=seeds,
+            cover=cover,
             command=sys.argv,
         )
     except ConformanceError as error:

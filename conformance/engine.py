@@ -171,6 +171,7 @@ def _judge(
             {**check.metrics, **_left_out(check, reference), **_of_reference(check, reference)},
             running.seconds.get(check.name, 0.0),
             error=running.errors.get(check.name),
+            order=reference.family.order,
         )
         verdict = replace(verdict, commit=checkpoint.commit)
         emit({"event": "verdict", "record": asdict(verdict)})

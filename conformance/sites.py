@@ -127,15 +127,51 @@ def parse(name: str) -> Site:
     return Site(name)
 
 
-def computation_order(names: list[str]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How an architecture's order of computation differs from a sequential pre-norm block's.
+
+    Attributes:
+        post_norm: norms of the stream come after what was added to it (Vaswani et al. 2017).
+        norms_last: queries and keys are rotated first, and normalised then.
+        encoder: how many layers come before ``ln_encoder``.
+        positions_first: ``embed`` is after a norm of the sum of tokens and positions.
+    """
+
+    post_norm: bool = False
+    norms_last: bool = False
+    encoder: int = 0
+    positions_first: bool = False
+
+    def ranks(self) -> dict[str, int]:
+        """Kind of site in a block -> its place."""
+        names = [k.name for k in BLOCK_KINDS]
+        after: dict[str, str] = {}
+        if self.post_norm:
+            after |= {"ln1": "mixer_out", "ln_cross": "cross_attn_out", "ln2": "mlp_out"}
+        if self.norms_last:
+            after |= {"attn.k_normed": "attn.rot_k", "attn.q_normed": "attn.rot_k"}
+        for moved, to in after.items():
+            names.remove(moved)
+            names.insert(names.index(to) + 1, moved)
+        return {name: i for i, name in enumerate(names)}
+
+
+USUAL = Order()
+
+
+def computation_order(names: list[str], order: Order = USUAL) -> list[str]:
     """Sort site names by where the forward pass computes them: embedding, layers, head."""
-    block = {k.name: i for i, k in enumerate(BLOCK_KINDS)}
-    first, last = {"embed": 0, "pos_embed": 1}, {"ln_encoder": 0, "ln_final": 1, "logits": 2}
+    block = order.ranks()
+    last = {"ln_final": 0, "logits": 1}
+    first = {"pos_embed": 0, "embed": 1} if order.positions_first else {"embed": 0, "pos_embed": 1}
 
     def key(name: str) -> tuple[int, int, int]:
         site = parse(name)
         if site.layer is not None:
             return (1, site.layer, block[site.kind])
+        if site.kind == "ln_encoder":
+            return (1, order.encoder, -1)
         if site.kind in first:
             return (0, 0, first[site.kind])
         return (2, 0, last[site.kind])

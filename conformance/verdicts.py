@@ -7,11 +7,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from conformance.records import Comparison, JudgementSummary, Outcome, Verdict
-from conformance.sites import computation_order, parse
+from conformance.sites import USUAL, computation_order, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from conformance.sites import Order
     from conformance.spec import ModelSpec
 
 #: How many comparisons of each judgement a record keeps: those nearest to, or furthest past,
@@ -27,11 +28,13 @@ def conclude(
     metrics: dict[str, Any],
     duration_s: float,
     error: str | None = None,
+    order: Order = USUAL,
 ) -> Verdict:
     """Failed if any comparison does not hold; error if nothing was compared.
 
     Args:
         error: why the harness could not bring the check to its end; no verdict on the port then.
+        order: of the architecture's computation.
     """
     failures = [c for c in comparisons if not c.ok]
     outcome: Outcome = "failed" if failures else "passed"
@@ -41,7 +44,7 @@ def conclude(
         if excuses := metrics.get("not_applicable"):
             outcome = "not_applicable"
             reason = "; ".join(f"{what}: {why}" for what, why in excuses.items())
-    divergence = first_divergence(failures)
+    divergence = first_divergence(failures, order)
     if failures:
         at = next((c for c in failures if c.site == divergence), failures[0])
         reason = f"{len(failures)} of {len(comparisons)} comparisons failed; first: {describe(at)}"
@@ -108,7 +111,7 @@ def summarise(group: Sequence[Comparison]) -> JudgementSummary:
     )
 
 
-def first_divergence(failures: Sequence[Comparison]) -> str | None:
+def first_divergence(failures: Sequence[Comparison], order: Order = USUAL) -> str | None:
     """The first failing site in the order of computation: a wrong formula before lost precision.
 
     A site that is no place of the forward pass (a weight) keeps the order of comparison.
@@ -117,10 +120,10 @@ def first_divergence(failures: Sequence[Comparison]) -> str | None:
         sites = [c.site for c in failures if c.judgement == judgement and c.site is not None]
         places = [s for s in sites if _is_place(s)]
         if judgement == "structure" and not places and sites:
-            later = first_divergence([c for c in failures if c.judgement != "structure"])
+            later = first_divergence([c for c in failures if c.judgement != "structure"], order)
             return later or sites[0]
         if places:
-            return computation_order(places)[0]
+            return computation_order(places, order)[0]
         if sites:
             return sites[0]
     return None

@@ -53,6 +53,20 @@ def test_faults_are_caught_and_named(fault: decoding.Fault, bench: Bench) -> Non
     assert proof.named in proof.site_true
 
 
+def test_an_edit_is_blamed_where_generation_with_the_same_kind_of_cache_is_right(
+    twin_cache: Path,
+) -> None:
+    """Mamba's bridge drops logits without a cache (docs/findings/072): with one, it is right."""
+    from conformance.prove.bench import Bench
+
+    model = twins.twin_model("mamba", id="mamba-few-tokens", prompts=("sixteen",))
+    port = Bench.load(model, "bridge", twin_cache, prompts=("sixteen",))
+    fault = next(f for f in decoding.FAULTS if f.name == "generation_drops_hooks")
+    proof = port.prove(fault)
+    assert proof.caught
+    assert proof.named in proof.site_true
+
+
 def _judged(twin: str, subject: str, cache: Path) -> dict[str, Any]:
     model = twins.twin_model(twin, id=f"{twin}-few-tokens", prompts=("sixteen",))
     return twins.judge(model, subject, cache, checks=("generation",))["generation"]

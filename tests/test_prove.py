@@ -156,6 +156,43 @@ def test_nothing_is_proven_where_the_check_fails_without_the_fault(twin_cache: P
     assert port.provable(CATALOGUE["z_of_another_pattern"])
 
 
+def test_nothing_is_proven_where_the_check_does_not_look(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conformance.faults import CATALOGUE
+
+    drops, padding = CATALOGUE["generation_drops_hooks"], CATALOGUE["generation_sees_padding"]
+    counts = CATALOGUE["runs_counted"]
+    steered, logits = (_comparison(s, 0.0) for s in (*drops.sites(bench.exact), "logits"))
+    seen: list[Comparison] = [steered, logits]
+    monkeypatch.setattr(bench, "_invariants", lambda name: {name: seen})
+    monkeypatch.setattr(bench, "_not_applicable", {})
+    assert all(bench.provable(fault) for fault in (drops, padding, counts))
+    monkeypatch.setattr(bench, "_not_applicable", {"generation": {padding.part}})
+    assert bench.provable(drops)
+    assert not bench.provable(padding), "the part of the check that could see it"
+    seen.remove(steered)
+    assert not bench.provable(drops)
+    assert bench.provable(counts), "its site is named only when it is wrong"
+    seen.clear()
+    assert not bench.provable(counts)
+
+
+def test_a_site_that_is_wrong_anyway_is_not_held_against_the_checks(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conformance.faults import CATALOGUE
+
+    known = frozenset({("activations", "same_function", "blocks.1.attn_out")})
+    monkeypatch.setattr(bench, "known", known)
+    found = bench.prove(CATALOGUE["attn_out_scaled"])
+    assert found.caught
+    assert found.site_named is None
+    counts = figures([found])
+    assert (counts["caught"], counts["named"], counts["nameless"]) == (1, 0, 1)
+    assert not any(line.startswith("misnamed") for line in summary([found]))
+
+
 def test_a_check_that_dies_unfaulted_costs_one_proof(
     twin_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

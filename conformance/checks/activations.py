@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from conformance.records import Comparison
+    from conformance.sites import Order
 
 
 class Activations(Check):
@@ -63,12 +64,13 @@ class Activations(Check):
             return
         if self._sample is None:
             layers = context.subject.dims.n_layers
-            self._sample = Sample(prompt.name, prompt.tokens, layers, self._failing_layer())
+            failing = self._failing_layer(context.subject.family.order)
+            self._sample = Sample(prompt.name, prompt.tokens, layers, failing)
         if self._sample.wants(name):
             self._sample.see(name, truth, value)
 
-    def _failing_layer(self) -> int | None:
-        site = first_divergence([c for c in self.comparisons if not c.ok])
+    def _failing_layer(self, order: Order) -> int | None:
+        site = first_divergence([c for c in self.comparisons if not c.ok], order)
         return None if site is None else parse(site).layer
 
     def finish(

@@ -66,8 +66,9 @@ class Generation(Check):
 
     def __init__(self) -> None:
         super().__init__()
-        #: Whether generation without an edit is right: if so, a wrong one is the edit's.
-        self._right = True
+        #: Whether generation without an edit is right, with a cache and without: if so, a wrong
+        #: one is the edit's.
+        self._right = {True: True, False: True}
         #: At which tokens are sampled: so that they are spread over many, however large the logits.
         self._temperature = 1.0
 
@@ -92,11 +93,11 @@ class Generation(Check):
                 continue
             made = self._generate(context, how, alone, n, cached)
             if made is None:
-                self._right = False
+                self._right[cached] = False
                 continue
             self._temperature = float(made.logits.std())
             for comparison in _greedy(self.metrics, stored, ALONE, made, how):
-                self._right = self._right and comparison.ok
+                self._right[cached] = self._right[cached] and comparison.ok
                 yield comparison
         together = _at_most(fewer(subject.dims, context.scope), context)
         yield from self._batch(context, stored, found, together)
@@ -205,7 +206,7 @@ class Generation(Check):
                     stack.enter_context(subject.model.hooks(fwd_hooks=[(name, steer)]))
                 found = self._generate(context, how, tokens, n, cached)
             if found is not None:
-                at = site if self._right else "logits"
+                at = site if self._right[cached] else "logits"
                 yield from _greedy(self.metrics, stored, STEERED, found, how, at)
 
     def _sampled(self, context: Context, tokens: torch.Tensor, count: int) -> Iterator[Comparison]:

@@ -17,7 +17,7 @@ from conformance.experiments.rows import prompt_of
 from conformance.weights import canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import torch
 
@@ -49,6 +49,14 @@ _BACKWARDS = (
     "ln1.",
     "resid_pre",
 )
+#: The same where norms of the stream come after attention and the MLP.
+_NORMS = {"resid_post": "ln2.", "resid_mid": "ln1."}
+_AFTER_POST_NORM = tuple(
+    part
+    for name in _BACKWARDS
+    if name not in _NORMS.values()
+    for part in (name, *filter(None, [_NORMS.get(name)]))
+)
 
 
 class Gradients(Check):
@@ -75,7 +83,8 @@ class Gradients(Check):
             shown = [s for s in stream(scope) if s in subject.editable()]
             for site, gradient in _of_sites(subject, prompt, shown).items():
                 found[f"site/{site}"] = gradient
-        for key in sorted(found, key=_backwards):
+        order = _AFTER_POST_NORM if subject.family.post_norm else _BACKWARDS
+        for key in sorted(found, key=lambda key: _backwards(key, order)):
             yield _judged(stored, key, found[key])
 
 
@@ -174,16 +183,20 @@ def _judged(stored: Stored, key: str, gradient: torch.Tensor | None) -> Comparis
     return agree(stored, key, value, site=site, on=_ON, note=note if detached else "")
 
 
-def _backwards(key: str) -> tuple[int, int, int]:
-    """Sorts ``weight/...`` and ``site/...`` as backpropagation reaches them."""
+def _backwards(key: str, order: Sequence[str] = _BACKWARDS) -> tuple[int, int, int]:
+    """Sorts ``weight/...`` and ``site/...`` as backpropagation reaches them.
+
+    Args:
+        order: of the parts of a block.
+    """
     name = key.partition("/")[2]
     if not name.startswith("blocks."):
-        order = (
+        whole = (
             *("unembed.", "head.", "ln_final.", "embed_ln.", "embed", "pos_embed.", "embed."),
             "",  # a tower's
         )
-        place = max((len(p), -i) for i, p in enumerate(order) if name.startswith(p))
+        place = max((len(p), -i) for i, p in enumerate(whole) if name.startswith(p))
         return (0 if -place[1] < 3 else 2, 0, -place[1])
     _, layer, part = name.split(".", 2)
-    rank = max((len(p), i) for i, p in enumerate(_BACKWARDS) if part.startswith(p))[1]
+    rank = max((len(p), i) for i, p in enumerate(order) if part.startswith(p))[1]
     return (1, -int(layer), rank)

@@ -187,7 +187,8 @@ class Hooks(Check):
                 yield found
             else:
                 wrong[site] = found
-        yield from (wrong[site] for site in computation_order(list(wrong))[-1:])
+        last = computation_order(list(wrong), subject.family.order)[-1:]
+        yield from (wrong[site] for site in last)
 
 
 def _same(tensor: torch.Tensor, hook: Any) -> torch.Tensor:

@@ -190,12 +190,12 @@ class Localizer:
         plain = {c.site: c for c in failed if c.site is not None}
         shown = {c.site for c in self.survey.run("plain", prompt) if c.site is not None}
         roots = self._roots(wrong, shown, forced=True)
-        first = first_divergence(list(plain.values()))
+        first = first_divergence(list(plain.values()), self.family.order)
         assert first is not None
         silent = [c for c in plain.values() if c.judgement == "structure"]
         if silent and first not in wrong:
             return self._silent(prompt, first, plain[first], silent)
-        if roots and (first in wrong or computation_order([first, roots[0]])[0] == roots[0]):
+        if roots and (first in wrong or self._sorted([first, roots[0]])[0] == roots[0]):
             others = self._others(roots, wrong, prompt)
             location = self._component(roots[0], roots, wrong, prompt)
             return Finding(
@@ -205,9 +205,12 @@ class Localizer:
         others = self._others(["", *roots], wrong, prompt)
         return Finding(location, others, first, prompt, "plain", notes=tuple(self.notes))
 
+    def _sorted(self, sites: list[str]) -> list[str]:
+        return computation_order(sites, self.family.order)
+
     def _roots(self, wrong: Mapping[str, Any], shown: set[str], *, forced: bool) -> list[str]:
         """Sites that are wrong though everything shown that they are computed from is right."""
-        places = computation_order(list(wrong))
+        places = self._sorted(list(wrong))
         return [s for s in places if not any(a in wrong for a in self._before(s, shown, forced))]
 
     def _before(self, site: str, shown: set[str], forced: bool) -> set[str]:
@@ -423,7 +426,7 @@ class Localizer:
         self, site: str, wrong: Mapping[str, Any], shown: set[str]
     ) -> tuple[str, str] | None:
         before = [s for s in self._before(site, shown, False) if s not in wrong]
-        return (computation_order(before)[-1], site) if before else None
+        return (self._sorted(before)[-1], site) if before else None
 
     def _fed(self, site: str, prompt: str) -> str:
         """What the component of a site takes as its input, if it is another of the sites."""
@@ -504,9 +507,7 @@ class Localizer:
                 prompt=prompt,
             )
         shown = set(self.survey.reference.sites)
-        site = (
-            self._roots(wrong, shown, forced=mode != "plain") or computation_order(list(wrong))
-        )[0]
+        site = (self._roots(wrong, shown, forced=mode != "plain") or self._sorted(list(wrong)))[0]
         comparison = wrong[site]
         layers = sorted(
             {

@@ -10,6 +10,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from conformance.sites import Order
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -188,6 +190,12 @@ class Family:
     def one_norm(self) -> bool:
         """Whether one module is the norm after the embedding and the final one."""
         return self.ln_final is not None and self.embed_ln == self.ln_final
+
+    @property
+    def order(self) -> Order:
+        """In which order a forward pass computes the sites."""
+        positions_first = bool(self.embed_ln and self.pos_embed and not self.one_norm)
+        return Order(self.post_norm, self.qk_norm_rotated, self.encoder, positions_first)
 
     def of(self, layer: int) -> Family:
         """The description of one layer; this one where all are alike."""

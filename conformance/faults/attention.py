@@ -20,6 +20,7 @@ from conformance.faults.inject import (
     delegates,
     edited,
     editing,
+    named,
     original,
     scores_changed,
     watched_input,
@@ -145,6 +146,11 @@ def _reveals(shown: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[LensMod
         )
 
     return apply
+
+
+def _causal(subject: LensModel) -> bool:
+    """Whether tokens of this layer see none after them."""
+    return subject.family.causal and subject.family.encoder <= _LAYER
 
 
 def _causal_narrow(s: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
@@ -303,7 +309,7 @@ def _qk_norm_off(subject: LensModel, letter: str) -> Iterator[None]:
 
 def bias(subject: LensModel, name: str) -> torch.Tensor | None:
     """A bias of the layer by its TransformerLens name, if it has one that is not zero."""
-    found = subject.named_weights()
+    found = named(subject)
     stem = f"blocks.{_LAYER}."
     value = found.get(stem + name)
     if value is None:
@@ -395,7 +401,15 @@ FAULTS: tuple[Fault, ...] = (
         "a query sees the next token",
         _reveals(lambda distance: distance == -1),
         lambda s: (f"blocks.{_LAYER}.attn.pattern",),
-        lambda s: not alibi(s),
+        lambda s: not alibi(s) and _causal(s),
+    ),
+    Fault(
+        "causal_where_none_is",
+        "mask",
+        "an encoder's token does not see those after it",
+        _scores(lambda s, _: _hidden(s, (_positions(s) < 0).expand_as(s))),
+        _SCORES,
+        lambda s: not _causal(s),
     ),
     Fault(
         "causal_one_too_narrow",

@@ -34,7 +34,7 @@ def _straight_through(subject: LensModel) -> Iterator[None]:
 
     def change(y: torch.Tensor) -> torch.Tensor:
         x = box.get().reshape(y.shape)
-        return x + (y - x).detach()
+        return y.detach() + (x - x.detach())  # the value is y, to the bit
 
     with watched_input(module) as box, edited(subject, f"{_PRE}.ln1", change):
         yield
@@ -66,11 +66,21 @@ def _last_of_mlp(subject: LensModel) -> tuple[str, ...]:
     return (f"{_PRE}.mlp.W_out.grad",)
 
 
+def _last_of_block(subject: LensModel) -> tuple[str, ...]:
+    """The weight that gradients reach first in a block: the mixer's, where that is all it has."""
+    fam = subject.family.of(_LAYER)
+    if fam.mlp is not None or fam.mixer is None:
+        return _last_of_mlp(subject)
+    module = subject.model.original_model.get_submodule(subject.family.at(fam.mixer, _LAYER))
+    names = [n.replace("_original_component.", "") for n, _ in module.named_parameters()]
+    return tuple(f"{_PRE}.{fam.mixer}.{name}.grad" for name in names)
+
+
 def _after_attention(subject: LensModel) -> tuple[str, ...]:
     """The weight of attention that gradients reach first: a gate has no place of its own."""
     gate = subject.family.of(_LAYER).attn_gate
     gates = () if gate is None else (f"{_PRE}.{gate}.weight.grad",)
-    return (f"{_PRE}.attn.W_O.grad", *gates)
+    return (f"{_PRE}.attn.W_O.grad", *gates, *_unnamed(subject))
 
 
 def _before_ln1(subject: LensModel) -> tuple[str, ...]:
@@ -79,7 +89,14 @@ def _before_ln1(subject: LensModel) -> tuple[str, ...]:
 
 
 def _before_the_pattern(subject: LensModel) -> tuple[str, ...]:
-    return tuple(f"{_PRE}.attn.{w}.grad" for w in ("q_norm.w", "k_norm.w", "W_Q", "sinks"))
+    found = tuple(f"{_PRE}.attn.{w}.grad" for w in ("q_norm.w", "k_norm.w", "W_Q", "sinks"))
+    return (*found, *_unnamed(subject))
+
+
+def _unnamed(subject: LensModel) -> tuple[str, ...]:
+    """Weights of attention that TransformerLens has no name for, and no order therefore."""
+    fam = subject.family.of(_LAYER)
+    return tuple(f"{_PRE}.{n}.weight.grad" for n in fam.unnamed if n.startswith(f"{fam.attn}."))
 
 
 def _fault(
@@ -105,7 +122,7 @@ FAULTS: tuple[Fault, ...] = (
         "gradients_detached",
         "the graph is cut at resid_post",
         editing(f"{_PRE}.resid_post", lambda t: t.detach()),
-        _last_of_mlp,
+        _last_of_block,
     ),
     _fault(
         "gradient_halved",

@@ -60,6 +60,8 @@ class Fault:
             rightly, given the weights before; in place. ``apply`` then makes processing wrong.
         needs: the check that makes runs of its own which alone can see it: it is judged by that
             check and no other, whose first divergence must then be the site.
+        part: what of that check it needs, as the check calls it where it does not apply.
+        appears: its site is one that the check names when it is wrong, and does not compare else.
         anew: whether it is in the subjects that the check loads anew, too.
         dtypes: those that a fault of precision shows in; None for all but float64.
         may_differ: for equivalents: site kinds, and ``weights``, that legitimately differ.
@@ -75,6 +77,8 @@ class Fault:
     named_by: str = "activations"
     corrupt: Callable[[LensModel, dict[str, torch.Tensor]], None] | None = None
     needs: str | None = None
+    part: str | None = None
+    appears: bool = False
     anew: bool = False
     dtypes: frozenset[str] | None = None
     may_differ: tuple[str, ...] = ()

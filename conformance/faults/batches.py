@@ -22,8 +22,9 @@ def _mixed(t: torch.Tensor) -> torch.Tensor:
 
 
 def _in_a_batch(fault: Fault) -> Fault:
-    """A fault that the check of batches must see too."""
-    return replace(fault, name=f"batch_{fault.name}", needs="batching")
+    """A fault that the check of batches must see too: no token sees padding on its right."""
+    part = "padding on the left"
+    return replace(fault, name=f"batch_{fault.name}", needs="batching", part=part)
 
 
 FAULTS: tuple[Fault, ...] = (

@@ -121,6 +121,7 @@ def _fault(
     apply: Apply,
     sites: Callable[[LensModel], tuple[str, ...]] = _LOGITS,
     applies: Callable[[LensModel], bool] = lambda _: True,
+    part: str | None = None,
 ) -> Fault:
     return Fault(
         name,
@@ -130,6 +131,7 @@ def _fault(
         sites,
         applies,
         needs="generation",
+        part=part,
     )
 
 
@@ -172,6 +174,7 @@ FAULTS: tuple[Fault, ...] = (
         "generation_sees_padding",
         "the padding of a batch is not masked while tokens are generated",
         _generating(_padding_forgotten),
+        part="a batch padded on the left",
     ),
     _fault(
         "generation_not_seeded",

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _LAYER = 1
 _SITE = f"blocks.{_LAYER}.resid_post"
+#: The same tensor, where the stream's norm ends a block.
+_SAME = (f"blocks.{_LAYER}.ln2",)
 
 
 @contextlib.contextmanager
@@ -196,7 +198,7 @@ def _fault(
         "hook",
         what,
         apply,
-        exactly(site),
+        lambda s: (site, *_SAME) if s.family.post_norm and site == _SITE else (site,),
         lambda s: exposed(s, site) and site not in s.module_sites(),
         needs="hooks",
     )

@@ -69,7 +69,7 @@ _DELEGATING = frozenset({"AttentionBridge", "_JetMoeAttentionBridge"})
 
 def delegates(subject: LensModel) -> bool:
     """Whether attention is left to HuggingFace's module: scores and pattern are not on the way."""
-    blocks = subject.model.blocks
+    blocks = (block(subject, layer) for layer in range(subject.dims.n_layers))
     return any(type(getattr(b, "attn", None)).__name__ in _DELEGATING for b in blocks)
 
 
@@ -110,12 +110,27 @@ def forks(subject: LensModel, layer: int) -> bool:
     return len(seen) == len(hooks) and bool((seen[1] == seen[0][:, :, None]).all())
 
 
+def block(subject: LensModel, layer: int) -> Any:
+    """A layer's module, whichever stack it is in."""
+    return subject.components()[f"blocks.{layer}"]
+
+
+def named(subject: LensModel) -> dict[str, torch.Tensor]:
+    """The port's weights by TransformerLens's names; none where it cannot tell them.
+
+    ``tl_parameters`` of a bridge of two stacks raises (docs/findings/125), and others' do.
+    """
+    with contextlib.suppress(Exception):
+        return subject.named_weights()
+    return {}
+
+
 def attention(subject: LensModel, layer: int) -> Any:
     """The module that computes attention: the bridge's own, or HookedTransformer's.
 
     None in a block that has none.
     """
-    return getattr(subject.model.blocks[layer], "attn", None)
+    return getattr(block(subject, layer), "attn", None)
 
 
 def attends(subject: LensModel) -> bool:
@@ -125,7 +140,7 @@ def attends(subject: LensModel) -> bool:
 
 def mlp(subject: LensModel, layer: int) -> Any:
     """The module that computes the MLP; None in a block that has none."""
-    return getattr(subject.model.blocks[layer], "mlp", None)
+    return getattr(block(subject, layer), "mlp", None)
 
 
 def original(module: Any) -> Any:

@@ -82,21 +82,20 @@ def _fault(
     return Fault(name, "hook", what, apply, sites, applies, needs="lens")
 
 
-def _always(_: LensModel) -> bool:
-    return True
-
-
 def _regular(subject: LensModel) -> bool:
     return subject.family.regular
 
 
 def _decomposes(subject: LensModel) -> bool:
     fam = subject.family
-    return fam.everywhere("attn_out") and fam.everywhere("mlp_out")
+    return fam.everywhere("attn_out") and fam.everywhere("mlp_out") and not fam.post_norm
 
 
 def _attributes(subject: LensModel) -> bool:
-    return _decomposes(subject) and subject.family.head is None
+    """Whether parts are attributed to logits: not where the library leaves a mixer out of them."""
+    fam = subject.family
+    beside = any(own.mixer for own in fam.every)
+    return _decomposes(subject) and fam.head is None and not beside
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -105,7 +104,7 @@ FAULTS: tuple[Fault, ...] = (
         "apply_ln_to_stack returns the stack as it is",
         _cached("apply_ln_to_stack", lambda _, __, stack, *args, **more: stack),
         exactly("blocks.0.resid_pre"),
-        _always,
+        lambda s: s.family.transform is None,
     ),
     _fault(
         "decompose_drops_last",

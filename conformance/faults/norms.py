@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _LAYER = 1
 _PRE = f"blocks.{_LAYER}"
 
+#: What torch.nn.LayerNorm has unless it is told.
+_TORCH_EPS = 1e-5
+
 #: Component -> the site that it produces.
 _NORM_SITES = {"ln1": "ln1", "ln2": "ln2", "ln1_post": "attn_out", "ln2_post": "mlp_out"}
 
@@ -34,7 +37,7 @@ def norm(subject: LensModel, component: str) -> Any | None:
 
 
 def _site(component: str) -> str:
-    if component == "ln_final":
+    if component in ("ln_final", "ln_encoder"):
         return component
     prefix, _, name = component.rpartition(".")
     return f"{prefix}.{_NORM_SITES[name]}"
@@ -128,6 +131,15 @@ def _other_eps(factor: float) -> NormChange:
     return change
 
 
+def _eps_of_torch(y: torch.Tensor, x: torch.Tensor, module: Any) -> torch.Tensor:
+    return _other_eps(_TORCH_EPS / norm_eps(module))(y, x, module)
+
+
+def _eps_tells(_: LensModel, module: Any) -> bool:
+    """Whether ten times less or more of eps is a change that float32 could hold."""
+    return norm_eps(module) > torch.finfo(torch.float32).eps
+
+
 def _no_offset(y: torch.Tensor, x: torch.Tensor, module: Any) -> torch.Tensor:
     return y - _normalised(x, norm_eps(module), centred=False)
 
@@ -157,6 +169,11 @@ def _no_bias(y: torch.Tensor, _: torch.Tensor, module: Any) -> torch.Tensor:
 
 def _skip(_: torch.Tensor, x: torch.Tensor, __: Any) -> torch.Tensor:
     return x
+
+
+def skipped(component: str) -> Callable[[LensModel], Any]:
+    """A norm is left out."""
+    return norm_changed(component, _skip)
 
 
 def _norm_fault(
@@ -198,10 +215,29 @@ def _shared_norm(subject: LensModel) -> Iterator[None]:
 
 
 FAULTS: tuple[Fault, ...] = (
-    _norm_fault("norm_eps_tenfold", "eps ten times too large", f"{_PRE}.ln1", _other_eps(10.0)),
-    _norm_fault("norm_eps_tenth", "eps ten times too small", f"{_PRE}.ln2", _other_eps(0.1)),
     _norm_fault(
-        "final_norm_eps", "the final norm's eps ten times too large", "ln_final", _other_eps(10.0)
+        "norm_eps_tenfold",
+        "eps ten times too large",
+        f"{_PRE}.ln1",
+        _other_eps(10.0),
+        _eps_tells,
+    ),
+    _norm_fault(
+        "norm_eps_tenth", "eps ten times too small", f"{_PRE}.ln2", _other_eps(0.1), _eps_tells
+    ),
+    _norm_fault(
+        "norm_eps_of_torch",
+        "eps left at 1e-5, torch's own for LayerNorm",
+        f"{_PRE}.ln1",
+        _eps_of_torch,
+        lambda _, m: norm_eps(m) != _TORCH_EPS,
+    ),
+    _norm_fault(
+        "final_norm_eps",
+        "the final norm's eps ten times too large",
+        "ln_final",
+        _other_eps(10.0),
+        _eps_tells,
     ),
     _norm_fault(
         "norm_offset_missing",

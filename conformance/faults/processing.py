@@ -10,6 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from conformance.faults.base import Fault, at, exactly
+from conformance.faults.inject import named
 from conformance.faults.weights import (
     after_processing,
     bias_dropped,
@@ -60,7 +61,7 @@ def _promised(flag: str) -> Callable[[LensModel], bool]:
 
 def _first_norm(subject: LensModel) -> tuple[str, ...]:
     """Norms' parameters have no order of computation: the first that is compared is named."""
-    for name in subject.named_weights():
+    for name in named(subject):
         *_, norm, part = f".{name}".split(".")
         if norm in ("ln1", "ln2", "ln_final") and part in ("w", "b"):
             return (name,)
@@ -73,7 +74,7 @@ def _first_sum(subject: LensModel) -> tuple[str, ...]:
 
 
 def _first_value_bias(subject: LensModel) -> tuple[str, ...]:
-    return tuple(value_biases(subject.named_weights()))[:1]
+    return tuple(value_biases(named(subject)))[:1]
 
 
 def _skipped(flag: str, what: str, sites: Callable[[LensModel], tuple[str, ...]]) -> Fault:
@@ -83,7 +84,7 @@ def _skipped(flag: str, what: str, sites: Callable[[LensModel], tuple[str, ...]]
         what,
         _skipping(flag),
         sites,
-        lambda s: _promised(flag)(s) and bool(sites(s)),
+        lambda s: bool(sites(s)) and _promised(flag)(s),
         needs="processing",
         anew=True,
     )

@@ -130,8 +130,8 @@ def _can_pair(subject: LensModel) -> bool:
     module = attention(subject, _LAYER)
     if hasattr(module, "cfg"):
         return rotary(subject)
-    if not shows_rotation(subject):
-        return False
+    if not shows_rotation(subject) or subject.family.of(_LAYER).kv_latent:
+        return False  # latent attention rotates by HuggingFace's own function
     names = ("rotary_adjacent_pairs", "rotary_interleaved_cos_sin")
     return any(hasattr(module.config, n) for n in names)
 

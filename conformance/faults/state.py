@@ -91,6 +91,8 @@ def _fault(
     apply: Callable[[LensModel], AbstractContextManager[object]],
     site: str,
     applies: Callable[[LensModel], bool] = lambda _: True,
+    *,
+    appears: bool = False,
 ) -> Fault:
     return Fault(
         name,
@@ -100,6 +102,7 @@ def _fault(
         exactly(f"{_PRE}.{site}"),
         applies,
         needs="determinism",
+        appears=appears,
     )
 
 
@@ -114,6 +117,20 @@ FAULTS: tuple[Fault, ...] = (
     _fault(
         "weight_drifts", "a norm's weight changes by use", _weight_drifts, "ln1", _has_norm_weight
     ),
-    _fault("runs_counted", "a buffer changes by use", _runs_counted, "attn.runs", attends),
-    _fault("training_left_on", "attention is in training mode", _training, "attn", attends),
+    _fault(
+        "runs_counted",
+        "a buffer changes by use",
+        _runs_counted,
+        "attn.runs",
+        attends,
+        appears=True,
+    ),
+    _fault(
+        "training_left_on",
+        "attention is in training mode",
+        _training,
+        "attn",
+        attends,
+        appears=True,
+    ),
 )

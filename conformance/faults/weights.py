@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from conformance.faults.base import Fault, exactly
-from conformance.faults.inject import attention, original, overwritten
-from conformance.faults.norms import norm, rms
+from conformance.faults.inject import attention, mlp, named, original, overwritten
+from conformance.faults.norms import norm, norm_weight, rms
+from conformance.flags import declined, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -42,11 +43,7 @@ def weight(subject: LensModel, name: str) -> torch.Tensor | None:
     if name in _WHOLE:
         module = getattr(model, _WHOLE[name], None)
         return None if module is None else _parameter(original(module), name)
-    part = (
-        attention(subject, _LAYER)
-        if name[-1] in "QKVO"
-        else getattr(model.blocks[_LAYER], "mlp", None)
-    )
+    part = attention(subject, _LAYER) if name[-1] in "QKVO" else mlp(subject, _LAYER)
     if part is None:
         return None
     own = _parameter(part, name)
@@ -64,18 +61,25 @@ def _parameter(module: Any, name: str) -> torch.Tensor | None:
     return None
 
 
-def shown_as(subject: LensModel, name: str) -> str:
-    """The name by which the ``weights`` check knows it."""
+def shown_as(subject: LensModel, name: str) -> str | None:
+    """The name by which the ``weights`` check knows it: the port's own where that is all there is.
+
+    None where the check does not.
+    """
+    shown = named(subject)
+    if not shown:
+        own = weight(subject, name)
+        raw = subject.raw_parameters().items()
+        return next((n for n, p in raw if own is not None and p.data_ptr() == own.data_ptr()), None)
     if name in _WHOLE:
-        return f"{_WHOLE[name]}.{name}"
+        return known if (known := f"{_WHOLE[name]}.{name}") in shown else None
     part = "attn" if name[-1] in "QKVO" else "mlp"
-    plain = f"{_PRE}.{part}.{name}"
-    grouped = f"{_PRE}.{part}._{name}"
-    return grouped if grouped in subject.named_weights() else plain
+    plain, grouped = f"{_PRE}.{part}.{name}", f"{_PRE}.{part}._{name}"
+    return next((n for n in (grouped, plain) if n in shown), None)
 
 
 def _has(name: str) -> Callable[[LensModel], bool]:
-    return lambda s: weight(s, name) is not None and shown_as(s, name) in s.named_weights()
+    return lambda s: weight(s, name) is not None and shown_as(s, name) is not None
 
 
 def _changed(
@@ -102,7 +106,7 @@ def _element(t: torch.Tensor) -> torch.Tensor:
 
 
 def _in_check(name: str) -> Callable[[LensModel], tuple[str, ...]]:
-    return lambda s: (shown_as(s, name),)
+    return lambda s: tuple(n for n in (shown_as(s, name),) if n is not None)
 
 
 def _tied(subject: LensModel) -> bool:
@@ -169,7 +173,7 @@ def _norm_weight(subject: LensModel) -> Iterator[None]:
 
 
 def _has_norm_weight(subject: LensModel) -> bool:
-    return f"{_PRE}.ln1.w" in subject.named_weights() and norm(subject, f"{_PRE}.ln1") is not None
+    return f"{_PRE}.ln1.w" in named(subject) and norm(subject, f"{_PRE}.ln1") is not None
 
 
 # --- accessors --------------------------------------------------------------------------------
@@ -199,8 +203,8 @@ def _reordered(name: str) -> Callable[[LensModel], Any]:
 
 def _has_accessor(name: str) -> Callable[[LensModel], bool]:
     def applies(subject: LensModel) -> bool:
-        shown = isinstance(getattr(type(subject.model), name, None), property)
-        return shown and subject.dims.n_kv_heads > 1 and subject.family.regular
+        shown = isinstance(getattr(type(subject.model), name, None), property) and named(subject)
+        return bool(shown) and subject.dims.n_kv_heads > 1 and subject.family.regular
 
     return applies
 
@@ -218,7 +222,7 @@ def after_processing(
         right = subject.process_weights
 
         def wrong(flags: Mapping[str, bool] | None = None) -> None:
-            before = {name: t.clone() for name, t in subject.named_weights().items()}
+            before = {name: t.clone() for name, t in _named_before(subject).items()}
             right(flags)
             with torch.no_grad():
                 corrupt(subject, before)
@@ -232,6 +236,13 @@ def after_processing(
     return apply
 
 
+def _named_before(subject: LensModel) -> dict[str, torch.Tensor]:
+    """The weights by name; gains of norms whatever else the port can tell."""
+    norms = {n: norm(subject, n) for n in ("ln_final", f"{_PRE}.ln1", f"{_PRE}.ln2")}
+    gains = {f"{n}.w": norm_weight(module) for n, module in norms.items() if module is not None}
+    return {**{n: w for n, w in gains.items() if w is not None}, **named(subject)}
+
+
 def _gain(subject: LensModel, before: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     w = before[name]
     offset = subject.family.of(_LAYER).norm_offset and hasattr(subject.model, "original_model")
@@ -242,7 +253,7 @@ def has_gain(name: str) -> Callable[[LensModel], bool]:
     """Whether the norm scales at all: HookedTransformer holds ones where a model has no weight."""
 
     def applies(subject: LensModel) -> bool:
-        weights = subject.named_weights()
+        weights = _named_before(subject)
         return name in weights and bool((_gain(subject, weights, name) != 1).any())
 
     return applies
@@ -282,8 +293,10 @@ def bias_dropped(subject: LensModel, _: dict[str, torch.Tensor]) -> None:
 
 
 def has_final_bias(subject: LensModel) -> bool:
-    """Whether the final norm adds a bias."""
-    return bool((subject.named_weights().get("ln_final.b", torch.zeros(1)) != 0).any())
+    """Whether the final norm adds a bias, and folding moves it into the head's."""
+    if refused(subject) or declined(subject, "fold_ln"):
+        return False
+    return bool((named(subject).get("ln_final.b", torch.zeros(1)) != 0).any())
 
 
 def _wrong_axis(subject: LensModel, _: dict[str, torch.Tensor]) -> None:
@@ -310,7 +323,7 @@ def value_bias_twice(subject: LensModel, before: dict[str, torch.Tensor]) -> Non
 def has_value_bias(subject: LensModel) -> bool:
     """Whether attention adds a bias to values, and one to its output that can take it."""
     part = attention(subject, _LAYER)
-    b = subject.named_weights().get(f"{_PRE}.attn.b_V")
+    b = named(subject).get(f"{_PRE}.attn.b_V")
     if part is None or b is None or not (b != 0).any():
         return False
     own = part._parameters.get("b_O")
@@ -408,6 +421,6 @@ FAULTS: tuple[Fault, ...] = (
         "centre_wrong_axis",
         "the head centred over the wrong axis",
         _wrong_axis,
-        lambda s: rms(s.model.ln_final),
+        lambda s: rms(norm(s, "ln_final")),
     ),
 )

@@ -11,6 +11,7 @@ import torch
 from conformance.faults.base import Fault, at, exactly
 from conformance.faults.inject import (
     attribute,
+    block,
     called_with,
     edited,
     editing,
@@ -36,7 +37,7 @@ _PRE = f"blocks.{_LAYER}"
 @contextlib.contextmanager
 def _layers_swapped(subject: LensModel) -> Iterator[None]:
     """The weights of two layers change places."""
-    first, second = subject.model.blocks[1], subject.model.blocks[2]
+    first, second = block(subject, 1), block(subject, 2)
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     with contextlib.ExitStack() as stack:
         for a, b in pairs:
@@ -50,11 +51,19 @@ def _first_weights(subject: LensModel) -> tuple[str, ...]:
     """Where a layer first uses a weight of its own: OLMo's norms have none."""
     first = norm(subject, f"{_PRE}.ln1")
     bare = first is None or not matters(norm_weight(first), 1.0)
-    return at("attn.q")(subject) if bare else at("ln1", "attn.q")(subject)
+    after = bare or subject.family.post_norm
+    return at("attn.q")(subject) if after else at("ln1", "attn.q")(subject)
+
+
+def _mixer_out(subject: LensModel) -> tuple[str, ...]:
+    """The output of the first mixer after the first layer; of the first if there is no other."""
+    layers = range(subject.dims.n_layers)
+    found = [f"blocks.{i}.mixer_out" for i in layers if subject.family.of(i).mixer is not None]
+    return tuple(found[1:] or found)[:1]
 
 
 def _can_swap(subject: LensModel) -> bool:
-    first, second = subject.model.blocks[1], subject.model.blocks[2]
+    first, second = block(subject, 1), block(subject, 2)
     shapes = [[p.shape for p in b.parameters()] for b in (first, second)]
     return shapes[0] == shapes[1] and len(shapes[0]) > 0
 
@@ -163,6 +172,12 @@ def _learned(subject: LensModel) -> bool:
     return subject.family.pos_embed is not None and shown
 
 
+def _padding_uncounted(subject: LensModel) -> bool:
+    """Whether positions leave padding out: those of BERT and BART count it."""
+    fam = subject.family
+    return _learned(subject) and (fam.own_positions or (fam.causal and not fam.encoder))
+
+
 def _skipped_rows(subject: LensModel) -> int:
     """How many rows before position 0 this port's position table keeps (OPT: 2)."""
     offset = subject.family.pos_offset
@@ -189,8 +204,8 @@ def _hf(subject: LensModel) -> Any | None:
 
 
 def _scaled_block(subject: LensModel) -> Any | None:
-    block = original(subject.model.blocks[_LAYER])
-    return block if getattr(block, "residual_multiplier", 1.0) != 1.0 else None
+    found = original(block(subject, _LAYER))
+    return found if getattr(found, "residual_multiplier", 1.0) != 1.0 else None
 
 
 def _scaled_embedding(subject: LensModel) -> Any | None:
@@ -259,9 +274,9 @@ FAULTS: tuple[Fault, ...] = (
         "mixer_out_scaled",
         "wiring",
         "the contribution of a state-space model, or of its like, is scaled by 1.01",
-        editing(f"blocks.{_LAYER}.mixer_out", lambda t: t * 1.01),
-        at("mixer_out"),
-        lambda s: s.family.of(_LAYER).mixer is not None,
+        lambda s: edited(s, _mixer_out(s)[0], lambda t: t * 1.01),
+        _mixer_out,
+        lambda s: bool(_mixer_out(s)),
     ),
     Fault(
         "attn_out_scaled",
@@ -342,7 +357,7 @@ FAULTS: tuple[Fault, ...] = (
         "learned positions count padding",
         _positions_count_padding,
         exactly("pos_embed"),
-        _learned,
+        _padding_uncounted,
     ),
     Fault(
         "position_offset_missing",

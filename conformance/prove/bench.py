@@ -74,6 +74,7 @@ class Bench:
     _baseline: Proof | None = None
     _recall: Recall = field(default_factory=Recall)
     _unfaulted_runs: dict[str, Found] = field(default_factory=dict)
+    _not_applicable: dict[str, frozenset[str]] = field(default_factory=dict)
     _fresh: Callable[[], LensModel] | None = None
 
     @classmethod
@@ -136,7 +137,7 @@ class Bench:
             processed = loaded(dtype)
             comparisons = self._judge_processed(dtype, processed, prompts)
             _merge(found, comparisons)
-            if all(c.ok for c in comparisons["logits"]):
+            if comparisons["logits"] and all(c.ok for c in comparisons["logits"]):
                 # From here on it is processed, and processing again would be wrong.
                 processed.process_weights = _already  # type: ignore[method-assign]
                 self.processed[dtype] = processed
@@ -165,7 +166,7 @@ class Bench:
             subject=str(self.job.subject),
             caught=bool(failing),
             checks=failing,
-            named=next((first_divergence(cs) for cs in failures.values() if cs), None),
+            named=next((self._first(cs) for cs in failures.values() if cs), None),
             factor=factor(([c for c in cs if c.ok] for cs in found.values()), "same_function"),
             prompts=tuple(p.name for p in prompts),
             seed=getattr(self.job.model.source, "seed", None),
@@ -178,7 +179,10 @@ class Bench:
         from conformance.ledger.judging import expected
 
         model, subject = self.job.model, str(self.job.subject)
-        verdicts = [conclude(model, subject, name, cs, {}, 0.0) for name, cs in found.items()]
+        order = self.reference.family.order
+        verdicts = [
+            conclude(model, subject, name, cs, {}, 0.0, order=order) for name, cs in found.items()
+        ]
         return tuple(v.check for v in verdicts if expected(v, model).outcome == "failed")
 
     # --- faults ---
@@ -220,9 +224,10 @@ class Bench:
     def provable(self, fault: Fault) -> bool:
         """Whether this port has what the fault breaks, and checks exist that could see it.
 
-        Nothing is proven where the check that alone can see the fault fails without it.
+        Nothing is proven where the check that alone can see the fault fails without it, or does
+        not look.
         """
-        if fault.needs is not None and fault.needs not in CHECKS:
+        if fault.needs is not None and not self._applies(fault.needs):
             return False
         if fault.corrupt is not None and len(self.processed) < len({"float64", self.used_dtype}):
             return False
@@ -230,12 +235,24 @@ class Bench:
             return False
         return fault.fits(self.exact) and not self._fails_anyway(fault)
 
+    def _applies(self, check: str) -> bool:
+        from conformance.checks import registry
+
+        if check not in CHECKS:
+            return False
+        return registry()[check].stacks or not self.reference.family.encoder
+
     def _fails_anyway(self, fault: Fault) -> bool:
+        """Whether the check compares nothing at the fault's sites that holds without the fault."""
         if fault.needs is None:
             return False
-        failing = {c.site for c in self._invariants(fault.needs).get(fault.needs, ()) if not c.ok}
-        true = fault.sites(self.exact)
-        return bool(true) and failing.issuperset(true)
+        found = self._invariants(fault.needs).get(fault.needs, ())
+        if fault.part in self._not_applicable.get(fault.needs, ()):
+            return True
+        true = set(fault.sites(self.exact))
+        if fault.appears or not true:
+            return not found
+        return {c.site for c in found} & true <= {c.site for c in found if not c.ok}
 
     def broken(self, fault: Fault, error: Exception) -> Proof:
         """A fault that could not be put in: the catalogue's mistake, and not a proof."""
@@ -278,7 +295,14 @@ class Bench:
         }
 
     def _named(self, fault: Fault, new: Found) -> str | None:
-        return first_divergence(new.get(fault.needs or fault.named_by, []))
+        failures = new.get(fault.needs or fault.named_by, [])
+        # A hook that shows another tensor shows that one's faults.
+        other = {site for check, _, site in self.known if check == "activations"}
+        other -= set(fault.sites(self.exact))
+        return self._first([c for c in failures if c.site not in other] or failures)
+
+    def _first(self, failures: Sequence[Comparison]) -> str | None:
+        return first_divergence(failures, self.reference.family.order)
 
     def _conclude(
         self,
@@ -306,13 +330,22 @@ class Bench:
             caught=caught,
             checks=tuple(name for name, cs in new.items() if cs),
             site_true=true,
-            site_named=None if fault.kind == "equivalent" else named in true,
+            site_named=None if self._nameless(fault) else named in true,
             named=named,
             factor=factor(new.values() if caught else self._holding(found), judgement),
             gates=gates,
             prompts=_needed(found),
             duration_s=round(seconds, 3),
         )
+
+    def _nameless(self, fault: Fault) -> bool:
+        """Whether no check can name this fault's site: an equivalent's, or one that is known."""
+        if fault.kind == "equivalent":
+            return True
+        judgement = "same_precision" if fault.kind == "precision" else "same_function"
+        check, true = fault.needs or fault.named_by, fault.sites(self.exact)
+        kinds = (judgement, "structure", "exact")
+        return bool(true) and all(any((check, j, s) in self.known for j in kinds) for s in true)
 
     def _holding(self, found: Found) -> Iterator[list[Comparison]]:
         """What was compared, but for what fails unfaulted."""
@@ -402,6 +435,8 @@ class Bench:
         context.fresh = fresh or self._fresh
         context.generated = GENERATED
         run_checks(running, context, _silent)
+        left_out = running.checks[0].metrics.get("not_applicable", {})
+        self._not_applicable.setdefault(name, frozenset(left_out))
         if name in running.errors:
             raise ConformanceError(running.errors[name], "this is the harness's failure")
         return _found(running)

@@ -23,6 +23,7 @@ from conformance.errors import (
     NotApplicable,
     RecordsError,
 )
+from conformance.prove.cover import Cover
 from conformance.prove.proof import FILE_NAME, GATES, Proof
 from conformance.records import Footer, to_json
 
@@ -157,10 +158,13 @@ def _size(task: Task) -> int:
 
 
 def outcomes(
-    todo: Sequence[Task], workers: int, started: Callable[[Task], None] = lambda _: None
+    todo: Iterable[Task], workers: int, started: Callable[[Task], None] = lambda _: None
 ) -> Iterator[Outcome]:
-    """Work through the tasks, in as many processes as ``workers``; say when each begins."""
-    if workers <= 1 or len(todo) == 1:
+    """Work through the tasks, in as many processes as ``workers``; say when each begins.
+
+    Each is asked for when a process is free, and not before.
+    """
+    if workers <= 1 or (isinstance(todo, list) and len(todo) == 1):
         for task in todo:
             started(task)
             yield work(task)
@@ -192,12 +196,14 @@ def run(
     workers: int,
     console: Console,
     seeds: int = 1,
+    cover: int | None = None,
     command: Sequence[str] = (),
 ) -> int:
     """Prove, write ``prove.jsonl`` as results arrive, print the table.
 
     Args:
         seeds: how many twins of each kind the unfaulted ports are judged on.
+        cover: in how many ports each fault is put; None for every port that it applies to.
 
     Returns:
         0 if every fault was caught and nothing equivalent was flagged, nor any port unfaulted that
@@ -212,6 +218,8 @@ def run(
 
     catalogue(faults)
     todo = tasks(spec, models, subjects, faults, cache, seeds)
+    entries = catalogue(faults)
+    covering = Cover(todo, entries, cover) if cover else None
     began = time.monotonic()
     proofs: list[Proof] = []
     errors: list[Outcome] = []
@@ -224,15 +232,18 @@ def run(
     with stream:
         stream.write(to_json(header(spec, command)) + "\n")
         ports = sum(task.seed is None for task in todo)
+        each = f", each in {cover} ports" if cover else ""
         console.print(
-            f"{ports} ports, {seeds} seed(s), {len(catalogue(faults))} entries of the catalogue"
+            f"{ports} ports, {seeds} seed(s), {len(entries)} entries of the catalogue{each}"
         )
 
         def started(task: Task) -> None:
             console.print(f"{task.model.id} {task.subject}: begun", markup=False, soft_wrap=True)
 
-        for number, outcome in enumerate(outcomes(todo, workers, started), 1):
+        for number, outcome in enumerate(outcomes(covering or todo, workers, started), 1):
             proofs.extend(outcome.proofs)
+            if covering:
+                covering.add(outcome)
             for proof in outcome.proofs:
                 stream.write(proof.to_json() + "\n")
             stream.flush()
@@ -250,7 +261,7 @@ def run(
         )
         stream.write(to_json(footer) + "\n")
     console.print(table(proofs))
-    for line in summary(proofs):
+    for line in [*summary(proofs), *(covering.said() if covering else [])]:
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"records: {path}", markup=False, soft_wrap=True)
     return status
@@ -319,6 +330,7 @@ def figures(proofs: Iterable[Proof]) -> dict[str, Any]:
         "faults": len(faults),
         "caught": sum(p.caught for p in faults),
         "named": sum(bool(p.site_named) for p in faults),
+        "nameless": sum(p.site_named is None for p in faults),
         "precision": len(precision),
         "precision_caught": sum(p.caught for p in precision),
         "precision_named": sum(bool(p.site_named) for p in precision),
@@ -346,14 +358,14 @@ def summary(proofs: Sequence[Proof]) -> list[str]:
             if p.kind == "unfaulted":
                 why = f"seed {p.seed}: {', '.join(p.alarms)}, first at {p.named}"
             lines.append(f"{what}: {p.fault} on {p.model} {p.subject} ({why})")
-        elif p.kind in ("fault", "precision") and not p.site_named:
+        elif p.kind in ("fault", "precision") and p.site_named is False:
             lines.append(
                 f"misnamed: {p.fault} on {p.model} {p.subject}: {p.named}, "
                 f"not {' or '.join(p.site_true)}"
             )
     lines += [
         f"faults that change the function: {f['caught']} of {f['faults']} caught, "
-        f"site named in {f['named']}",
+        f"site named in {f['named']}, wrong without the fault in {f['nameless']}",
         f"lost precision: {f['precision_caught']} of {f['precision']} caught as such",
         f"equivalent changes: {f['flagged']} of {f['equivalents']} flagged",
         f"unfaulted ports: {f['alarms']} of {f['unfaulted']} with a false alarm, "

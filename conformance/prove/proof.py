@@ -29,7 +29,8 @@ class Proof:
             *same function* held and *same precision* did not.
         checks: the checks that failed.
         site_true: where the fault is; any of these counts as named.
-        site_named: whether the first divergence is there.
+        site_named: whether the first divergence is there. None for an equivalent, and where the
+            check that must name it fails at every such site without the fault.
         named: the first divergence of the check that must name it.
         factor: the largest measured/allowed of *same function* (of *same precision* for a
             precision fault), on the prompts that it took. For the unfaulted port and

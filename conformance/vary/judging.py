@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from conformance.prompts import Prompt
     from conformance.records import Comparison
     from conformance.reference import Reference
+    from conformance.sites import Order
 
 #: A short prompt, a padded one, one past every window and every context of scaled positions.
 PROMPTS = ("sixteen", "padded_left", "long")
@@ -108,7 +109,7 @@ def _judge(job: VaryJob, progress: Callable[[str], None]) -> Judged:
         for c in check.comparisons:
             where = "processing" if c.prompt and "processed" in c.prompt else check.name
             found.setdefault(where, []).append(c)
-    differences = tuple(_differences(found))
+    differences = tuple(_differences(found, reference.family.order))
     return Judged("failed" if differences else "passed", "", "", differences, effect)
 
 
@@ -139,7 +140,7 @@ def _passes(prompts: Sequence[Prompt]) -> list[Any]:
     ]
 
 
-def _differences(found: dict[str, list[Comparison]]) -> Iterable[Difference]:
+def _differences(found: dict[str, list[Comparison]], order: Order) -> Iterable[Difference]:
     """One for each check that does not hold; a pass that raises fails none of them but ``run``."""
     from conformance.verdicts import failing, first_divergence
 
@@ -155,7 +156,7 @@ def _differences(found: dict[str, list[Comparison]]) -> Iterable[Difference]:
             failures.append(c)
         if not failures:
             continue
-        site = first_divergence(failures)
+        site = first_divergence(failures, order)
         at = next((c for c in failures if c.site == site), failures[0])
         kinds = failing([at])
         measured = None if at.judgement == "structure" else at.measured
