@@ -23,6 +23,7 @@ from conformance.choices import watched
 from conformance.errors import ImplementationError, NotApplicable
 from conformance.experiments import code_hashes
 from conformance.flags import refused
+from conformance.memory import give_back, worth_tidying
 from conformance.own_error import UPCAST
 from conformance.profiles import facts
 from conformance.reference import Reference, code_hash, directory, ensure, load_tokenizer
@@ -53,7 +54,11 @@ def run_job(job: Job, emit: Emit) -> None:
         ConformanceError: the job could not be done; the class says whose fault it is.
     """
 
+    tidied = False
+
     def progress(text: str) -> None:
+        if tidied:
+            give_back()  # what the last step held is not what the next one needs
         emit({"event": "progress", "text": text})
 
     quiet_libraries()
@@ -64,6 +69,7 @@ def run_job(job: Job, emit: Emit) -> None:
         torch.set_num_threads(1)
     cache = Path(job.cache)
     checkpoint = resolve(job.model, cache, progress)
+    tidied = worth_tidying(checkpoint.path)
     if job.kind != "checkpoint":
         settle(job.model, progress)
     if job.kind == "reference":

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _ALIGN = 64
 # One block's sites and component inputs: the same tensor appears again within a block, not later.
 _REMEMBERED = 64
+#: A mapped page stays in the process's memory once it was looked at, though nothing needs it: after
+#: so many bytes all are let go of. A tensor still in use comes back by itself.
+_MAPPED = 64 << 20
 
 
 class TraceWriter:
@@ -49,8 +52,12 @@ class TraceWriter:
     ) -> None:
         self._file.close()
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Store one tensor under ``name`` (names are unique)."""
+    def add(self, name: str, tensor: torch.Tensor, *, again: bool = True) -> None:
+        """Store one tensor under ``name`` (names are unique).
+
+        Args:
+            again: whether it may appear under another name, and is held until it cannot.
+        """
         if name in self._entries:
             raise TraceError(f"{name} appeared twice in one forward pass", "report this")
         key = (
@@ -72,6 +79,8 @@ class TraceWriter:
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "shape": list(tensor.shape),
         }
+        if not again:
+            return
         # Holding the tensor keeps its address from being reused while it is remembered.
         self._written[key] = (name, tensor)
         while len(self._written) > _REMEMBERED:
@@ -110,6 +119,7 @@ class Trace:
 
         try:
             index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+            self._looked_at = 0
             data = directory / "data.bin"
             self._data = (
                 np.memmap(data, dtype=np.uint8, mode="r")
@@ -137,6 +147,15 @@ class Trace:
                 f"{directory}: data.bin holds {len(self._data)} bytes, the index promises {end}",
                 "delete the directory and run again",
             )
+
+    def _let_go(self) -> None:
+        """Unmap what was looked at, where the system can; the file's pages stay in its cache."""
+        import mmap
+
+        self._looked_at = 0
+        mapped = getattr(self._data, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -167,6 +186,9 @@ class Trace:
 
         entry = self._entry(name)
         size = _nbytes(entry["dtype"], entry["shape"])
+        self._looked_at += size
+        if self._looked_at > _MAPPED:
+            self._let_go()
         raw = self._data[entry["offset"] : entry["offset"] + size]
         if size == 0:
             return torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]))
