@@ -3,9 +3,9 @@
     python benchmarks/name_shapes.py SHAPES.toml > conformance/footprint/shapes.toml
 
 ``SHAPES.toml`` has a table for each model with the columns of TransformerLens's table of model
-properties (https://transformerlensorg.github.io/TransformerLens/generated/model_properties_table.html):
-``d_model``, ``n_layers`` and so on. Parameters are counted on the meta device: the twin's config
-class, with the twin's settings and the model's sizes. Names without a twin are counted by a formula.
+properties (``generated/model_properties_table.html`` of its documentation): ``d_model``,
+``n_layers`` and so on. Parameters are counted on the meta device: the twin's config class, with the
+twin's settings and the model's sizes. Names without a twin are counted by a formula.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 HEAD = """\
-# Sizes of the models of [[name]], for tiers. Written by benchmarks/name_shapes.py; the sizes are those
-# of TransformerLens's table of model properties
-# (https://transformerlensorg.github.io/TransformerLens/generated/model_properties_table.html), the
-# parameters counted on the meta device, in the config class and with the settings of the name's twin.
+# Sizes of the models of [[name]]. Written by benchmarks/name_shapes.py: the sizes are those of
+# TransformerLens's table of model properties, as its documentation publishes it; parameters are
+# counted on the meta device, in the config class and with the settings of the name's twin.
 """
 
 #: Column of the table -> what config classes call it.

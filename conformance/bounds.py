@@ -206,3 +206,8 @@ def near_tie(reference_error: float, dtype: str) -> tuple[float, str]:
     """
     allowed, _, source = same_precision(reference_error, dtype)
     return 2 * allowed, f"2 x {source}, in scores"
+
+
+#: What a machine must have of memory beyond what a run is predicted to need: the furthest that a
+#: measured peak lay above its prediction, rounded up (docs/footprint.md).
+FOOTPRINT_MARGIN = 1.15

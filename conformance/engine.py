@@ -23,6 +23,9 @@ from conformance.choices import watched
 from conformance.errors import ImplementationError, NotApplicable
 from conformance.experiments import code_hashes
 from conformance.flags import refused
+from conformance.footprint.fitting import footprint_facts, require
+from conformance.footprint.predict import predict
+from conformance.footprint.shapes import of_checkpoint, of_reference
 from conformance.memory import give_back, worth_tidying
 from conformance.own_error import UPCAST
 from conformance.profiles import facts
@@ -75,6 +78,11 @@ def run_job(job: Job, emit: Emit) -> None:
     if job.kind == "reference":
         from conformance.experiments import store
 
+        if job.limit is not None:
+            require(
+                predict(of_checkpoint(checkpoint, job.model), job.model.dtype, job.checks),
+                job.limit,
+            )
         trace = ensure(job.model, checkpoint, cache, progress)
         store.ensure(job.model, checkpoint, trace, job.checks, progress)
     elif job.kind == "subject":
@@ -144,7 +152,9 @@ def _judge(
     reference = Reference(trace, checkpoint.path, model.architecture, model.dtype)
     available = registry()
     running = Running([available[name]() for name in job.checks])
-    running.checks[0].metrics["facts"] = facts(reference)
+    running.checks[0].metrics["facts"] = facts(reference) | footprint_facts(
+        predict(of_reference(reference), model.dtype)
+    )
     tokenizer = load_tokenizer(checkpoint)
     word = None if tokenizer is None else functools.partial(_word, tokenizer)
     if reference.family.encoder:

@@ -142,6 +142,7 @@ class Reference:
         config = transformers.AutoConfig.from_pretrained(checkpoint)
         self.family: Family = family(architecture, config)
         self.dims: Dims = dims(config)
+        self.config = config
         self.dtype = dtype
         self.left_out: dict[str, str] = facts["left_out"]
         #: Where the reference's own variants compute different functions: nobody's error.

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from conformance.errors import TraceError
+from conformance.memory import MAPPED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
 _ALIGN = 64
 # One block's sites and component inputs: the same tensor appears again within a block, not later.
 _REMEMBERED = 64
-#: A mapped page stays in the process's memory once it was looked at, though nothing needs it: after
-#: so many bytes all are let go of. A tensor still in use comes back by itself.
-_MAPPED = 64 << 20
+
+
+#: Every trace that somebody reads.
+OPEN: weakref.WeakSet[Trace] = weakref.WeakSet()
 
 
 class TraceWriter:
@@ -142,13 +145,14 @@ class Trace:
                 f"{directory}: index.json is not a trace's ({error!r})",
                 "delete the directory and run again",
             ) from error
+        OPEN.add(self)
         if end > len(self._data):
             raise TraceError(
                 f"{directory}: data.bin holds {len(self._data)} bytes, the index promises {end}",
                 "delete the directory and run again",
             )
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Unmap what was looked at, where the system can; the file's pages stay in its cache."""
         import mmap
 
@@ -187,8 +191,8 @@ class Trace:
         entry = self._entry(name)
         size = _nbytes(entry["dtype"], entry["shape"])
         self._looked_at += size
-        if self._looked_at > _MAPPED:
-            self._let_go()
+        if self._looked_at > MAPPED:
+            self.let_go()
         raw = self._data[entry["offset"] : entry["offset"] + size]
         if size == 0:
             return torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]))

@@ -6,6 +6,7 @@ Importing this module imports no tensor library; :func:`of_config` does.
 from __future__ import annotations
 
 import functools
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from conformance.checkpoints import Checkpoint
     from conformance.families import Dims
+    from conformance.reference import Reference
+    from conformance.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,6 @@ class Shape:
         context: longest input, in tokens.
         window: longest sliding window, 0 for none.
         tied: whether the unembedding is the embedding.
-        heads_differ: whether heads of queries outnumber those of keys and values.
     """
 
     parameters: int
@@ -65,7 +68,7 @@ class Shape:
 
     @property
     def large(self) -> bool:
-        """Whether checks cover a few layers only, as :class:`conformance.experiments.base.Scope`."""
+        """Whether checks cover a few layers only (:class:`conformance.experiments.base.Scope`)."""
         from conformance.experiments.base import LARGE
 
         return 12 * self.layers * self.d_model**2 + self.embedding > LARGE
@@ -88,6 +91,36 @@ def of_config(config: Any, architecture: str) -> Shape:
         model = whole._from_config(config)
     tied = bool(config.get_text_config().tie_word_embeddings)
     return of_dims(dims(config), sum(p.numel() for p in model.parameters()), config, tied)
+
+
+def of_checkpoint(checkpoint: Checkpoint, model: ModelSpec) -> Shape:
+    """Of a checkpoint, from its config alone."""
+    return of_directory(checkpoint.path, model.architecture, model.trust_remote_code)
+
+
+def of_directory(path: Path, architecture: str, trust_remote_code: bool = False) -> Shape:
+    """Of a directory that ``save_pretrained`` wrote, from its config alone."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return of_config(config, architecture)
+
+
+def of_twin(name: str, changes: Mapping[str, Any] | None = None) -> Shape:
+    """Of a twin that need not have been built."""
+    from conformance.checkpoints.shrink import shrink
+    from conformance.checkpoints.twin_catalogue import TWINS
+
+    twin = TWINS[name]
+    config = shrink(twin.model_type, {**twin.config, **(changes or {})})
+    return of_config(config, twin.architecture)
+
+
+def of_reference(reference: Reference) -> Shape:
+    """Of a model whose trace holds the shape of every parameter."""
+    trace, name = reference.trace, "parameter:"
+    count = sum(math.prod(trace.shape(key)) for key in trace if key.startswith(name))
+    return of_dims(reference.dims, count, reference.config, reference.tied_unembed)
 
 
 def of_dims(d: Dims, parameters: int, config: Any, tied: bool) -> Shape:

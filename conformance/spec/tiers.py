@@ -15,9 +15,9 @@ _GB = 10**9
 
 
 def _tier(name: str, note: str, *, gpu: float = 0, cpu: float = 0) -> Tier:
-    sizes = (("gpu", gpu), ("cpu", cpu))
-    memories = tuple(Memory(kind=kind, bytes=round(n * _GB)) for kind, n in sizes if n)
-    return Tier(name=name, memories=memories, note=note)
+    found = [Memory(kind="gpu", bytes=round(gpu * _GB))] if gpu else []
+    found += [Memory(kind="cpu", bytes=round(cpu * _GB))] if cpu else []
+    return Tier(name=name, memories=tuple(found), note=note)
 
 
 #: Machines that people rent, as their vendors state them, in units of 10**9 bytes.
