@@ -49,7 +49,10 @@ class NotApplicable(ConformanceError):
 
 
 class DoesNotFit(ConformanceError):
-    """A run needs more memory than there is for it; ``facts`` has both in bytes."""
+    """A run needs more memory than there is for it.
+
+    ``facts``, plain data, are for the record: ``limit`` (bytes needed and there) and ``facts``.
+    """
 
     def __init__(self, message: str, hint: str, facts: Mapping[str, Any] | None = None) -> None:
         super().__init__(message, hint)

@@ -19,7 +19,6 @@ from conformance.errors import (
     RecordsError,
 )
 from conformance.footprint.fitting import require, with_tier
-from conformance.footprint.predict import predict
 from conformance.footprint.shapes import of_name
 from conformance.jobs import Job
 from conformance.ledger.judging import expected
@@ -130,7 +129,8 @@ class Runner:
         if outcome.is_a(NotApplicable):
             return _Ending("not_applicable", _said(outcome))
         if outcome.is_a(DoesNotFit):
-            return _Ending("skipped", _said(outcome), metrics={"footprint": dict(outcome.facts)})
+            metrics = with_tier(outcome.facts, self._tiers)
+            return _Ending("skipped", _said(outcome), metrics=metrics)
         if outcome.is_a(CheckpointError):
             return _Ending("error", f"no checkpoint: {_said(outcome)}")
         if outcome.status == "raised":
@@ -150,9 +150,9 @@ class Runner:
         if self._limit is None or shape is None:
             return None
         try:
-            require(predict(shape, model.dtype, checks), self._limit)
+            require(shape, model.dtype, checks, self._limit)
         except DoesNotFit as error:
-            return _Ending("skipped", str(error), metrics={"footprint": error.facts})
+            return _Ending("skipped", str(error), metrics=with_tier(error.facts, self._tiers))
         return None
 
     def _run_subject(

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from conformance.bounds import FOOTPRINT_MARGIN
 from conformance.errors import DoesNotFit
+from conformance.footprint.predict import predict
 from conformance.jobs import Limit
 from conformance.spec.tiers import BEYOND
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from conformance.footprint.predict import Footprint
+    from conformance.footprint.shapes import Shape
     from conformance.spec import Memory, Tier
 
 
@@ -45,12 +47,13 @@ def fits(host_bytes: float, gpu_bytes: float, limit: Limit) -> bool:
     return limit.anywhere and gpu_bytes * FOOTPRINT_MARGIN <= max(limit.gpus, default=0)
 
 
-def require(footprint: Footprint, limit: Limit) -> None:
-    """Let a run go on only where it fits.
+def require(shape: Shape, dtype: str, checks: Collection[str], limit: Limit) -> None:
+    """Let a run of some checks go on only where it fits.
 
     Raises:
         DoesNotFit: it does not; the message says what it needs and what there is.
     """
+    footprint = predict(shape, dtype, checks)
     if fits(footprint.host_bytes, footprint.gpu_bytes, limit):
         return
     there = [f"{size(limit.cpu)} of RAM"] if limit.cpu else []
@@ -62,9 +65,12 @@ def require(footprint: Footprint, limit: Limit) -> None:
         f"{' and '.join(there)}{unused}",
         "run it on a larger machine; `conformance tiers` says on which",
         {
-            "needed_bytes": round(footprint.host_bytes * FOOTPRINT_MARGIN),
-            "there_bytes": limit.cpu,
-            "there_gpu_bytes": list(limit.gpus),
+            "limit": {
+                "needed_bytes": round(footprint.host_bytes * FOOTPRINT_MARGIN),
+                "there_bytes": limit.cpu,
+                "there_gpu_bytes": list(limit.gpus),
+            },
+            "facts": footprint_facts(predict(shape, dtype)),
         },
     )
 

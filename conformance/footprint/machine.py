@@ -42,8 +42,8 @@ def _limits(root: Path) -> list[int]:
         groups = root / "sys/fs/cgroup"
         most, now = _lines(groups / limit), _lines(groups / used)
         if most and now and most[0].isdigit():
-            pairs = (line.split() for line in _lines(groups / stat))
-            files = sum(int(n) for name, n in pairs if name in ("inactive_file", "active_file"))
+            counts = dict(line.split() for line in _lines(groups / stat) if line.strip())
+            files = sum(int(counts.get(name, 0)) for name in ("inactive_file", "active_file"))
             found.append(int(most[0]) - int(now[0]) + files)
     return found
 

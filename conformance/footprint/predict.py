@@ -36,6 +36,8 @@ _MATRICES = 4
 _LOGITS = 3
 #: Float64 copies of a part of a weight that is moved by roundoff: noise, product, sum.
 _RANDOM = 5
+#: Sites of a block that are edited, heads apart (sites.py, at most).
+_SITES = 16
 #: Tokens of all prompts but the longest (prompts.py), whose logits are kept in a dtype.
 _SHORT_TOKENS = 16 + 1 + 2 + 64 + 64 + 42 + 42
 
@@ -83,14 +85,24 @@ class Footprint:
 
         What CUDA itself takes is not in it, and none of it was measured.
         """
-        return max(phase.total - phase.parts.get(_MAPPED, 0) for phase in self.phases) - _TOUCHED
+        return max(
+            sum(count for name, count in phase.parts.items() if name not in _HOST_ONLY)
+            for phase in self.phases
+        )
 
-    def side(self, name: str) -> int:
-        """Peak bytes over the imports of one of the two processes."""
-        return max((phase.total for phase in self.phases if phase.side == name), default=0)
+    @property
+    def sides(self) -> dict[str, Phase]:
+        """The largest phase of each of the two processes."""
+        found: dict[str, Phase] = {}
+        for phase in self.phases:
+            if phase.side not in found or phase.total > found[phase.side].total:
+                found[phase.side] = phase
+        return found
 
 
-_MAPPED = "mapped files"
+_MAPPED, _LIBRARIES, _TRACE = "mapped files", "libraries", "trace"
+#: Parts that stay in RAM wherever the tensors are.
+_HOST_ONLY = frozenset({_MAPPED, _LIBRARIES, _TRACE})
 
 
 def predict(
@@ -120,8 +132,11 @@ class _Run:
         self.shape, self.dtype, self.tokens = shape, dtype, tokens
         self.weights = _F64 * shape.parameters
         self.table = _F64 * shape.embedding
-        #: Tokens of rows of edited runs, as many as :data:`~conformance.experiments.rows.LOGITS`.
-        self.rows = LOGITS // shape.d_vocab
+        #: Tokens of one batch of edited rows: a row for each site and head of the layers covered at
+        #: each position; no more than :data:`~conformance.memory.LOGITS` allows.
+        layers, positions = (min(3, shape.layers), 8) if shape.large else (shape.layers, 16)
+        rows = layers * (shape.heads + _SITES) * positions
+        self.rows = min(rows * positions, LOGITS // shape.d_vocab)
 
     def phases(self, checks: frozenset[str]) -> Iterator[Phase]:
         """All of them, those of checks that are not asked for left out."""
@@ -134,35 +149,44 @@ class _Run:
     def _experiments(self, checks: frozenset[str]) -> Iterator[Phase]:
         if "gradients" in checks:
             name = "gradients of the reference"
-            yield Phase(name, "reference", {**self._weights(2), **self._tables(), **_rest()})
+            yield Phase(name, "reference", {**self._weights(2), **self._tables(), **self._rest()})
         if checks & {"interventions", "patching"}:
             yield self._edited("edits of the reference", "reference")
 
     def _subject(self, checks: frozenset[str]) -> Iterator[Phase]:
         stored = {_MAPPED: _STORED * self.shape.parameters}
         copies = 2 if "weights" in checks else 1
-        yield Phase("loading", "subject", {**self._weights(copies), **stored, **_rest()})
+        yield Phase("loading", "subject", {**self._weights(copies), **stored, **self._rest()})
         if checks & _PASSES:
             yield self._phase("forward in float64", "subject", 1, blocks=2)
         if checks & {"interventions", "patching"}:
             yield self._edited("edits", "subject")
         if "hooks" in checks:
-            yield Phase("hooks", "subject", {**self._weights(2), **self._tables(), **_rest()})
+            yield Phase("hooks", "subject", {**self._weights(2), **self._tables(), **self._rest()})
         if "gradients" in checks:
             # The port's gradients, and the checkpoint's weights that they are pulled back to.
             yield Phase(
-                "gradients", "subject", {**self._weights(3), **self._tables(), **stored, **_rest()}
+                "gradients",
+                "subject",
+                {**self._weights(3), **self._tables(), **stored, **self._rest()},
             )
-        processed = {"weight processing": _PROCESSED * self.weights + self._untied()}
+        processed = {"weight processing": self._processed()}
         if "processing" in checks:
             # The model that other checks go on with, and one loaded anew.
             yield Phase(
-                "weight processing", "subject", {**self._weights(2), **processed, **_rest()}
+                "weight processing", "subject", {**self._weights(2), **processed, **self._rest()}
             )
         elif "logits" in checks:
             yield Phase(
-                "weight processing", "subject", {**self._weights(1), **processed, **_rest()}
+                "weight processing", "subject", {**self._weights(1), **processed, **self._rest()}
             )
+
+    def _rest(self) -> dict[str, int]:
+        """What the first model loads of the libraries, and the window on mapped traces."""
+        shape, n = self.shape, self.tokens
+        matrices = 2 * _F64 * shape.heads * n * n
+        trace = shape.layers * (n * self._per_token() + matrices) + _STORED * shape.parameters
+        return {_LIBRARIES: _TOUCHED, _TRACE: min(MAPPED, trace)}
 
     def _weights(self, times: int) -> dict[str, int]:
         return {"weights": times * self.weights}
@@ -171,9 +195,11 @@ class _Run:
         """Gradients of a table are as large as it, once for each use and once for their sum."""
         return {"gradients of the tables": (2 if self.shape.tied else 1) * self.table}
 
-    def _untied(self) -> int:
-        """An unembedding of its own, where it was the embedding."""
-        return self.table if self.shape.tied else 0
+    def _processed(self) -> int:
+        """What weight processing copies: all but experts; an unembedding that was the embedding."""
+        shape = self.shape
+        copied = _PROCESSED * _F64 * (shape.parameters - shape.experts)
+        return copied + (self.table if shape.tied else 0)
 
     def _phase(self, name: str, side: str, times: int, *, blocks: int) -> Phase:
         """A forward pass of the longest prompt, of which some blocks' sites are held."""
@@ -186,7 +212,7 @@ class _Run:
                 "activations": blocks * n * self._per_token(),
                 "attention matrices": _MATRICES * _F64 * shape.heads * n * n,
                 "logits": _LOGITS * _F64 * n * shape.d_vocab,
-                **_rest(),
+                **self._rest(),
             },
         )
 
@@ -209,8 +235,8 @@ class _Run:
                 "activations": own["activations"] * item // _F64,
                 "attention matrices": own["attention matrices"] * item // _F64,
                 "logits": own["logits"] * item // _F64 + kept,
-                "random numbers": _RANDOM * _F64 * MOVED_AT_ONCE,
-                **_rest(),
+                "random numbers": _RANDOM * _F64 * min(MOVED_AT_ONCE, shape.embedding),
+                **self._rest(),
             },
         )
 
@@ -222,17 +248,12 @@ class _Run:
             side,
             {
                 **self._weights(1),
-                "logits": _F64 * LOGITS,
+                "logits": _F64 * self.rows * shape.d_vocab,
                 "activations": _F64 * self.rows * (2 * shape.d_model + shape.d_mlp),
-                **_rest(),
+                **self._rest(),
             },
         )
 
 
 #: Checks that read forward passes of all prompts.
 _PASSES = frozenset({"activations", "components", "logits", "loss"})
-
-
-def _rest() -> dict[str, int]:
-    """What the first model loads of the libraries, and the window on mapped traces."""
-    return {"libraries": _TOUCHED, "trace": MAPPED}

@@ -35,6 +35,7 @@ class Shape:
         context: longest input, in tokens.
         window: longest sliding window, 0 for none.
         tied: whether the unembedding is the embedding.
+        experts: how many of the parameters are a mixture's experts'.
     """
 
     parameters: int
@@ -48,6 +49,7 @@ class Shape:
     context: int
     window: int = 0
     tied: bool = False
+    experts: int = 0
 
     @property
     def embedding(self) -> int:
@@ -90,7 +92,8 @@ def of_config(config: Any, architecture: str) -> Shape:
     with torch.device("meta"):
         model = whole._from_config(config)
     tied = bool(config.get_text_config().tie_word_embeddings)
-    return of_dims(dims(config), sum(p.numel() for p in model.parameters()), config, tied)
+    counts = {name: p.numel() for name, p in model.named_parameters()}
+    return of_dims(dims(config), counts, config, tied)
 
 
 def of_checkpoint(checkpoint: Checkpoint, model: ModelSpec) -> Shape:
@@ -119,19 +122,20 @@ def of_twin(name: str, changes: Mapping[str, Any] | None = None) -> Shape:
 def of_reference(reference: Reference) -> Shape:
     """Of a model whose trace holds the shape of every parameter."""
     trace, name = reference.trace, "parameter:"
-    count = sum(math.prod(trace.shape(key)) for key in trace if key.startswith(name))
-    return of_dims(reference.dims, count, reference.config, reference.tied_unembed)
+    counts = {key: math.prod(trace.shape(key)) for key in trace if key.startswith(name)}
+    return of_dims(reference.dims, counts, reference.config, reference.tied_unembed)
 
 
-def of_dims(d: Dims, parameters: int, config: Any, tied: bool) -> Shape:
+def of_dims(d: Dims, counts: Mapping[str, int], config: Any, tied: bool) -> Shape:
     """Of sizes that were read already.
 
     Args:
-        parameters: how many there are, tied ones once.
+        counts: parameter -> how many numbers it has, tied ones once.
         config: HuggingFace's, for the width of the hidden layer.
     """
     return Shape(
-        parameters=parameters,
+        parameters=sum(counts.values()),
+        experts=sum(count for name, count in counts.items() if ".experts." in name),
         layers=d.n_layers,
         d_model=d.d_model,
         heads=d.n_heads,

@@ -75,7 +75,7 @@ def rows(spec: Spec, patterns: Sequence[str] = (), dtype: str | None = None) -> 
 
 def _rows(spec: Spec, dtype: str | None) -> Iterator[Row]:
     for model in spec.models:
-        shape, unknown = _shape(model)
+        shape, unknown = shape_of(model)
         yield _row(spec, model.id, model.evidence, shape, dtype or model.dtype, unknown)
     for name in spec.names:
         unknown = "its sizes are not among those known here"
@@ -89,7 +89,7 @@ def _row(spec: Spec, name: str, kind: str, shape: Shape | None, dtype: str, unkn
     return Row(name, kind, shape, needed, tier_of(needed.host_bytes, needed.gpu_bytes, spec.tiers))
 
 
-def _shape(model: ModelSpec) -> tuple[Shape | None, str]:
+def shape_of(model: ModelSpec) -> tuple[Shape | None, str]:
     """From the config alone; weights are neither fetched nor made."""
     source = model.source
     try:
