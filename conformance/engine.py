@@ -79,10 +79,8 @@ def run_job(job: Job, emit: Emit) -> None:
         from conformance.experiments import store
 
         if job.limit is not None:
-            require(
-                predict(of_checkpoint(checkpoint, job.model), job.model.dtype, job.checks),
-                job.limit,
-            )
+            shape = of_checkpoint(checkpoint, job.model)
+            require(shape, job.model.dtype, job.checks, job.limit)
         trace = ensure(job.model, checkpoint, cache, progress)
         store.ensure(job.model, checkpoint, trace, job.checks, progress)
     elif job.kind == "subject":
