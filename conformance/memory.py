@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Logits of one forward pass of edited rows at most, in numbers: 256 MB in float64.
 LOGITS = 1 << 25
+#: Logits whose softmax is taken at a time, in numbers.
+LOGITS_AT_ONCE = 1 << 22
 #: Entries of a weight that are moved by roundoff at a time, in numbers.
 MOVED_AT_ONCE = 1 << 22
 #: A mapped page of a trace stays in the process's memory once it was looked at, though nothing

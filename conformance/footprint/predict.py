@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from conformance.checks.names import CHECKS
-from conformance.memory import LOGITS, MAPPED, MOVED_AT_ONCE
+from conformance.memory import LOGITS, LOGITS_AT_ONCE, MAPPED, MOVED_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -34,6 +34,10 @@ _KEPT_BLOCKS = 3
 _MATRICES = 4
 #: Logits [pos, d_vocab] that a judged pass has at once: the model's, shifted ones, log-softmax.
 _LOGITS = 3
+#: The same, of both sides, where they are compared: given, valid, centred; and the model's.
+_COMPARED = 7
+#: Float64 copies of a part of them that their figures take (metrics.logit_metrics).
+_FIGURES = 10
 #: Float64 copies of a part of a weight that is moved by roundoff: noise, product, sum.
 _RANDOM = 5
 #: Sites of a block that are edited, heads apart (sites.py, at most).
@@ -159,6 +163,7 @@ class _Run:
         yield Phase("loading", "subject", {**self._weights(copies), **stored, **self._rest()})
         if checks & _PASSES:
             yield self._phase("forward in float64", "subject", 1, blocks=2)
+            yield self._judged()
         if checks & {"interventions", "patching"}:
             yield self._edited("edits", "subject")
         if "hooks" in checks:
@@ -236,6 +241,24 @@ class _Run:
                 "attention matrices": own["attention matrices"] * item // _F64,
                 "logits": own["logits"] * item // _F64 + kept,
                 "random numbers": _RANDOM * _F64 * min(MOVED_AT_ONCE, shape.embedding),
+                **self._rest(),
+            },
+        )
+
+    def _judged(self) -> Phase:
+        """The longest prompt's logits in the dtype, held against the reference's, all processed."""
+        shape, item = self.shape, _ITEM[self.dtype]
+        own = self._phase("", "", 0, blocks=2).parts
+        logits = self.tokens * shape.d_vocab
+        return Phase(
+            f"forward in {self.dtype}",
+            "subject",
+            {
+                "weights": 2 * item * shape.parameters,
+                "activations": own["activations"] * item // _F64,
+                "attention matrices": own["attention matrices"] * item // _F64,
+                "logits": _COMPARED * item * logits,
+                "figures of logits": _FIGURES * _F64 * min(LOGITS_AT_ONCE, logits),
                 **self._rest(),
             },
         )
