@@ -57,7 +57,7 @@ def cause(row: Row, theirs: str, smallest: int | None) -> str:
         return "float64: the weights fit there in float32, not in the float64 of the first verdict"
     if smallest is None or row.footprint.host_bytes < smallest:
         return "smaller: what is needed, computed, is below what was assigned"
-    return f"copies: one copy in float64 fits there, not all of {row.footprint.peak.name}"
+    return f"copies: the weights fit there once in float64; {row.footprint.peak.name} holds several"
 
 
 def compared(found: Sequence[Row], assigned: Mapping[str, Sequence[str]], spec: Spec) -> str:

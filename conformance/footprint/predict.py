@@ -36,6 +36,8 @@ _MATRICES = 4
 _LOGITS = 3
 #: The same, of both sides, where they are compared: given, valid, centred; and the model's.
 _COMPARED = 7
+#: The same in float64, of the pass before: what its arithmetic worked in is not given back.
+_LEFT = 4
 #: Float64 copies of a part of them that their figures take (metrics.logit_metrics).
 _FIGURES = 10
 #: Float64 copies of a part of a weight that is moved by roundoff: noise, product, sum.
@@ -258,6 +260,7 @@ class _Run:
                 "activations": own["activations"] * item // _F64,
                 "attention matrices": own["attention matrices"] * item // _F64,
                 "logits": _COMPARED * item * logits,
+                "of the float64 pass": _LEFT * _F64 * logits,
                 "figures of logits": _FIGURES * _F64 * min(LOGITS_AT_ONCE, logits),
                 **self._rest(),
             },

@@ -177,4 +177,4 @@ def _named() -> Mapping[str, Mapping[str, Any]]:
 def of_name(hub: str) -> Shape | None:
     """Of a model on the hub, as published; None where it is not known here."""
     found = _named().get(hub)
-    return None if found is None else Shape(**found)
+    return None if found is None else Shape(**{"d_mlp": 0, **found})  # attention only: none
