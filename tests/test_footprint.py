@@ -257,19 +257,23 @@ def row(shape: Shape, at: str) -> Row:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "smallest", "why"),
+    ("parameters", "there", "why"),
     [
         (9_000_000_000, 16 * 10**9, "weights"),
         (5_000_000_000, 16 * 10**9, "dtype"),
         (3_000_000_000, 16 * 10**9, "float64"),
         (1_900_000_000, 16 * 10**9, "copies"),
-        (200_000_000, 40 * 10**9, "smaller"),
+        (124_439_808, predict(GPT2).host_bytes, "margin"),
+        (200_000_000, 200 * 10**9, "smaller"),
     ],
 )
-def test_each_disagreement_has_a_cause(parameters: int, smallest: int, why: str) -> None:
+def test_each_disagreement_has_a_cause(parameters: int, there: int, why: str) -> None:
     shape = dataclasses.replace(GPT2, parameters=parameters)
-    assert cause(row(shape, "other"), "theirs", smallest).startswith(why)
-    assert cause(row(shape, "theirs"), "theirs", smallest) == ""
+    sizes = {"theirs": there, "ours": 100 * 10**9}
+    assert cause(row(shape, "ours"), "theirs", sizes).startswith(why)
+    assert cause(row(shape, "theirs"), "theirs", sizes) == ""
+    assert cause(row(shape, "ours"), "a heading", sizes).startswith("not a class of machine")
+    assert cause(row(shape, "ours"), BEYOND, sizes).startswith("smaller")
 
 
 def test_tiers_assigned_otherwise_are_compared(tmp_path: Path) -> None:
@@ -284,3 +288,12 @@ def test_tiers_assigned_otherwise_are_compared(tmp_path: Path) -> None:
     other.write_text("free = 1")
     with pytest.raises(SpecError, match="no list of tiers"):
         read_tiers_of(other)
+
+
+def test_a_page_says_what_most_of_it_is() -> None:
+    from conformance.report.html.figures import fact_rows
+
+    name, said = fact_rows(fitting.footprint_facts(predict(GPT2)))[-1]
+    assert name == "most memory"
+    assert said.startswith("weight processing: ")
+    assert "weights" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from typing import TYPE_CHECKING
 
@@ -35,29 +36,34 @@ def read_tiers_of(path: Path) -> Mapping[str, Sequence[str]]:
         ) from error
 
 
-def cause(row: Row, theirs: str, smallest: int | None) -> str:
+def cause(row: Row, theirs: str, sizes: Mapping[str, int]) -> str:
     """Why two tiers differ, in words that many models share; empty where they agree.
 
     Args:
         theirs: the other's tier, by our name of it; another word where it is none of ours.
-        smallest: bytes of the largest memory of that tier; None where it is none of ours.
+        sizes: bytes of the largest memory of each tier of ours.
     """
     if row.shape is None or row.footprint is None:
         return "unknown: its sizes are not published where ours are from"
     if row.tier == theirs:
         return ""
-    if smallest is None and theirs != BEYOND:
+    if theirs not in sizes and theirs != BEYOND:
         return f"not a class of machine: {theirs}"
-    weights = row.shape.parameters
-    if smallest is not None and weights * _NARROW > smallest:
-        return "weights: in two bytes each they alone exceed the tier that was assigned"
-    if smallest is not None and weights * 4 > smallest:
-        return "dtype: fits there in two bytes a parameter, not in float32"
-    if smallest is not None and weights * 8 > smallest:
-        return "float64: the weights fit there in float32, not in the float64 of the first verdict"
-    if smallest is None or row.footprint.host_bytes < smallest:
+    there = sizes.get(theirs, math.inf)
+    if sizes.get(row.tier, math.inf) < there:
         return "smaller: what is needed, computed, is below what was assigned"
-    return f"copies: the weights fit there once in float64; {row.footprint.peak.name} holds several"
+    needs = (
+        (_NARROW, "weights: in two bytes each they alone exceed the tier that was assigned"),
+        (4, "dtype: the weights fit there in two bytes each, not in float32"),
+        (8, "float64: the weights fit there in float32, not in the float64 of the first verdict"),
+    )
+    for width, said in needs:
+        if row.shape.parameters * width > there:
+            return said
+    if min(row.footprint.host_bytes, row.footprint.gpu_bytes) > there:
+        phase = row.footprint.peak.name
+        return f"copies: the weights fit there once in float64; {phase} holds several"
+    return "margin: it fits there as predicted, not with the error of predictions counted in"
 
 
 def compared(found: Sequence[Row], assigned: Mapping[str, Sequence[str]], spec: Spec) -> str:
@@ -72,7 +78,7 @@ def compared(found: Sequence[Row], assigned: Mapping[str, Sequence[str]], spec: 
     for theirs, names in assigned.items():
         for name in names:
             row = rows.get(name)
-            why = cause(row, theirs, sizes.get(theirs)) if row else "not among our names"
+            why = cause(row, theirs, sizes) if row else "not among our names"
             told.append((name, theirs, row, why))
     counts: dict[str, int] = {}
     for *_, why in told:
