@@ -208,6 +208,7 @@ def near_tie(reference_error: float, dtype: str) -> tuple[float, str]:
     return 2 * allowed, f"2 x {source}, in scores"
 
 
-#: What a machine must have of memory beyond what a run is predicted to need: the furthest that a
-#: measured peak lay above its prediction, rounded up (docs/footprint.md).
+#: What a machine must have of memory, over what a run is predicted to need: 15 %, which predictions
+#: are held to. Peaks of runs lay up to 4 % off theirs (docs/footprint.md); other versions of the
+#: libraries, and architectures that were not measured, may lie further off.
 FOOTPRINT_MARGIN = 1.15

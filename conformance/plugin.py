@@ -273,7 +273,7 @@ def _limit(config: pytest.Config, spec: Spec) -> Limit | None:
         from conformance.footprint.fitting import limit_here
         from conformance.footprint.machine import free
 
-        return limit_here(free())
+        return limit_here(free(), getattr(config, "workerinput", {}).get("workercount", 1))
     return None
 
 

@@ -180,6 +180,7 @@ def test_a_tier_is_the_smallest_machine_that_a_run_fits_with_its_margin() -> Non
 
 def test_runs_take_place_in_ram_whatever_the_gpus_here() -> None:
     here = fitting.limit_here([Memory(kind="cpu", bytes=1), Memory(kind="gpu", bytes=10**12)])
+    assert fitting.limit_here([Memory(kind="cpu", bytes=9)], workers=2).cpu == 4
     with pytest.raises(DoesNotFit, match="which no run uses yet") as caught:
         fitting.require(GPT2, "float32", CHECKS, here)
     limit = caught.value.facts["limit"]

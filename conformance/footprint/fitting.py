@@ -29,10 +29,17 @@ def limit_of_tier(tier: Tier) -> Limit:
     return Limit(f"tier {tier.name}", tier.largest("cpu"), gpus, anywhere=True)
 
 
-def limit_here(memories: Sequence[Memory]) -> Limit:
-    """What is free on this machine. Runs take place in RAM, so that GPUs do not count yet."""
-    cpu = max((m.bytes for m in memories if m.kind == "cpu"), default=0)
-    return Limit("this machine", cpu, tuple(m.bytes for m in memories if m.kind == "gpu"))
+def limit_here(memories: Sequence[Memory], workers: int = 1) -> Limit:
+    """What is free on this machine, for each of some runs at a time.
+
+    Runs take place in RAM, so that GPUs do not count yet.
+    """
+    cpu = max((m.bytes for m in memories if m.kind == "cpu"), default=0) // workers
+    return Limit(
+        "this machine" if workers == 1 else f"each of {workers} workers here",
+        cpu,
+        tuple(m.bytes for m in memories if m.kind == "gpu"),
+    )
 
 
 def fits(host_bytes: float, gpu_bytes: float, limit: Limit) -> bool:

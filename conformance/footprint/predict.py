@@ -23,6 +23,8 @@ _F64 = 8
 #: import; and what the first model loads besides (measured: docs/footprint.md).
 IMPORTS: Mapping[str, int] = {"reference": 292_000_000, "subject": 355_000_000}
 _TOUCHED = 60_000_000
+#: What a subject's process has gathered by its second dtype: comparisons, tables of hooks.
+_GATHERED = 60_000_000
 #: What transformers maps of a checkpoint while it loads: its weights, mostly in float32 at most.
 _STORED = 4
 #: Copies of its weights that TransformerLens's weight processing holds besides the model's own:
@@ -36,8 +38,6 @@ _MATRICES = 4
 _LOGITS = 3
 #: The same, of both sides, where they are compared: given, valid, centred; and the model's.
 _COMPARED = 7
-#: The same in float64, of the pass before: what its arithmetic worked in is not given back.
-_LEFT = 4
 #: Float64 copies of a part of them that their figures take (metrics.logit_metrics).
 _FIGURES = 10
 #: Float64 copies of a part of a weight that is moved by roundoff: noise, product, sum.
@@ -108,7 +108,7 @@ class Footprint:
 
 _MAPPED, _LIBRARIES, _TRACE = "mapped files", "libraries", "trace"
 #: Parts that stay in RAM wherever the tensors are.
-_HOST_ONLY = frozenset({_MAPPED, _LIBRARIES, _TRACE})
+_HOST_ONLY = frozenset({_MAPPED, _LIBRARIES, _TRACE, "gathered before"})
 
 
 def predict(
@@ -260,7 +260,7 @@ class _Run:
                 "activations": own["activations"] * item // _F64,
                 "attention matrices": own["attention matrices"] * item // _F64,
                 "logits": _COMPARED * item * logits,
-                "of the float64 pass": _LEFT * _F64 * logits,
+                "gathered before": _GATHERED,
                 "figures of logits": _FIGURES * _F64 * min(LOGITS_AT_ONCE, logits),
                 **self._rest(),
             },
