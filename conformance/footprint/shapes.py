@@ -91,7 +91,8 @@ def of_config(config: Any, architecture: str) -> Shape:
     whole = getattr(transformers, HEADLESS.get(architecture, architecture))
     with torch.device("meta"):
         model = whole._from_config(config)
-    tied = bool(config.get_text_config().tie_word_embeddings)
+    text = config.get_text_config()
+    tied = bool(getattr(text, "tie_word_embeddings", getattr(config, "tie_word_embeddings", False)))
     counts = {name: p.numel() for name, p in model.named_parameters()}
     return of_dims(dims(config), counts, config, tied)
 

@@ -131,7 +131,7 @@ def text(found: Sequence[Row]) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     if row.shape is None or row.footprint is None:
-        return (row.id, *(_DASH,) * 5, row.unknown, "")
+        return (row.id, *(_DASH,) * 6, row.unknown)
     peak = row.footprint.peak
     first, *more = sorted(peak.parts.items(), key=lambda part: -part[1])[:2]
     return (
