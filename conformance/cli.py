@@ -20,6 +20,7 @@ from conformance.commands.files import read_run
 from conformance.commands.gate import gate
 from conformance.commands.report import report
 from conformance.commands.schema import schema
+from conformance.commands.tiers import tiers
 from conformance.commands.vary import vary
 from conformance.errors import ConformanceError
 from conformance.ledger.command import app as ledger
@@ -56,7 +57,7 @@ _Dtype = Annotated[
 ]
 
 
-for _command in (compare, report, gate, schema, vary):
+for _command in (compare, report, gate, schema, tiers, vary):
     app.command()(_command)
 
 
@@ -83,6 +84,13 @@ def run(
         typer.Option("--check", metavar="C", help="Only this check. Can be repeated."),
     ] = None,
     dtype: _Dtype = None,
+    tier: Annotated[
+        str | None,
+        typer.Option("--tier", metavar="NAME", help="Skip what does not fit a machine of this."),
+    ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Skip what does not fit this machine's free memory.")
+    ] = False,
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where records.jsonl is written.")
     ] = Path("conformance-out"),
@@ -113,6 +121,8 @@ def run(
         *(f"--subject={name}" for name in subject or ()),
         *(f"--check={name}" for name in check or ()),
         *([f"--dtype={dtype}"] if dtype is not None else []),
+        *([f"--tier={tier}"] if tier is not None else []),
+        *(["--fit"] if fit else []),
     ]
     args = [
         "--models",

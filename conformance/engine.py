@@ -23,6 +23,10 @@ from conformance.choices import watched
 from conformance.errors import ImplementationError, NotApplicable
 from conformance.experiments import code_hashes
 from conformance.flags import refused
+from conformance.footprint.fitting import footprint_facts, require
+from conformance.footprint.predict import predict
+from conformance.footprint.shapes import of_checkpoint, of_reference
+from conformance.memory import give_back, worth_tidying
 from conformance.own_error import UPCAST
 from conformance.profiles import facts
 from conformance.reference import Reference, code_hash, directory, ensure, load_tokenizer
@@ -53,7 +57,11 @@ def run_job(job: Job, emit: Emit) -> None:
         ConformanceError: the job could not be done; the class says whose fault it is.
     """
 
+    tidied = False
+
     def progress(text: str) -> None:
+        if tidied:
+            give_back()  # what the last step held is not what the next one needs
         emit({"event": "progress", "text": text})
 
     quiet_libraries()
@@ -64,11 +72,15 @@ def run_job(job: Job, emit: Emit) -> None:
         torch.set_num_threads(1)
     cache = Path(job.cache)
     checkpoint = resolve(job.model, cache, progress)
+    tidied = worth_tidying(checkpoint.path)
     if job.kind != "checkpoint":
         settle(job.model, progress)
     if job.kind == "reference":
         from conformance.experiments import store
 
+        if job.limit is not None:
+            shape = of_checkpoint(checkpoint, job.model)
+            require(shape, job.model.dtype, job.checks, job.limit)
         trace = ensure(job.model, checkpoint, cache, progress)
         store.ensure(job.model, checkpoint, trace, job.checks, progress)
     elif job.kind == "subject":
@@ -138,7 +150,9 @@ def _judge(
     reference = Reference(trace, checkpoint.path, model.architecture, model.dtype)
     available = registry()
     running = Running([available[name]() for name in job.checks])
-    running.checks[0].metrics["facts"] = facts(reference)
+    running.checks[0].metrics["facts"] = facts(reference) | footprint_facts(
+        predict(of_reference(reference), model.dtype)
+    )
     tokenizer = load_tokenizer(checkpoint)
     word = None if tokenizer is None else functools.partial(_word, tokenizer)
     if reference.family.encoder:

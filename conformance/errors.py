@@ -6,6 +6,11 @@ record, a terminal and a log all carry the advice without knowing the class.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 class ConformanceError(Exception):
     """Base of all errors the harness raises on purpose.
@@ -41,6 +46,17 @@ class ImplementationError(ConformanceError):
 
 class NotApplicable(ConformanceError):
     """The installed TransformerLens has no such subject, or the subject no such model."""
+
+
+class DoesNotFit(ConformanceError):
+    """A run needs more memory than there is for it.
+
+    ``facts``, plain data, are for the record: ``limit`` (bytes needed and there) and ``facts``.
+    """
+
+    def __init__(self, message: str, hint: str, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message, hint)
+        self.facts = dict(facts or {})
 
 
 class TraceError(ConformanceError):

@@ -276,6 +276,7 @@ class _Channel:
 def _describe(error: BaseException) -> dict[str, Any]:
     """An exception as plain text: nothing of it crosses the pipe as an object."""
     message, hint = getattr(error, "message", None), getattr(error, "hint", None)
+    facts = getattr(error, "facts", None)
     lines = "".join(traceback.format_exception(error)).splitlines()
     return {
         "event": "raised",
@@ -283,6 +284,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
         "bases": [_name(base) for base in type(error).__mro__],
         "message": message if isinstance(message, str) else str(error),
         "hint": hint if isinstance(hint, str) else None,
+        "facts": facts if isinstance(facts, dict) else {},
         "traceback": "\n".join(lines[-_TRACEBACK_LINES:]),
         "oom": _is_out_of_memory(error),
     }

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -85,6 +85,7 @@ class Outcome:
         error_bases: dotted names of the exception's class and its bases.
         message: the exception's message.
         hint: the exception's hint, where it has one.
+        facts: plain data that the exception carries.
         traceback: the last lines of the exception's traceback.
         output: the last lines the child wrote to stdout and stderr.
         signal: name of the signal that killed it.
@@ -101,6 +102,7 @@ class Outcome:
     error_bases: tuple[str, ...] = ()
     message: str = ""
     hint: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
     traceback: str = ""
     output: str = ""
     signal: str | None = None
@@ -476,6 +478,7 @@ class _Child:
                 error_bases=tuple(message["bases"]),
                 message=str(message["message"]),
                 hint=message["hint"],
+                facts=message.get("facts") or {},
                 traceback=str(message["traceback"]),
             )
 

@@ -15,6 +15,22 @@ Emit = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """What there is for a run: ``where`` says of what, for a reader.
+
+    Attributes:
+        cpu: bytes of RAM; 0 for none.
+        gpus: bytes of each GPU.
+        anywhere: a GPU alone will do. Runs themselves take place in RAM.
+    """
+
+    where: str
+    cpu: int
+    gpus: tuple[int, ...] = ()
+    anywhere: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One unit of isolated work.
 
@@ -26,6 +42,7 @@ class Job:
         subject: the subject's name; None unless ``kind`` is ``subject``.
         loader: ``package.module:function`` of a subject that the user declared.
         checks: which checks a subject job runs, or a reference job computes things for.
+        limit: the memories that a run must fit in; a reference job looks first.
     """
 
     kind: Literal["checkpoint", "reference", "subject"]
@@ -34,3 +51,4 @@ class Job:
     subject: str | None = None
     loader: str | None = None
     checks: tuple[str, ...] = ()
+    limit: Limit | None = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from conformance.bounds import STANDARD_ERRORS, ZERO
+from conformance.memory import LOGITS_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 #: thread below its grain size (at::internal::GRAIN_SIZE, 32768), whose barriers cost more than the
 #: arithmetic where cores are shared.
 _CHUNK = 1 << 15
-
-#: Entries of logits whose softmax is taken at a time.
-_LOGITS_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +285,7 @@ def logit_metrics(
     """
     r_all, s_all = reference[valid], subject[valid]
     n = r_all.shape[0]
-    rows = max(1, _LOGITS_CHUNK // reference.shape[-1])
+    rows = max(1, LOGITS_AT_ONCE // reference.shape[-1])
     columns: list[torch.Tensor] = []
     total_sq = total_abs = 0.0
     largest, relative = _Largest(), _Largest()
@@ -357,7 +355,7 @@ def token_losses(
     batch, pos, d_vocab = logits.shape
     rows, targets = logits.reshape(-1, d_vocab), tokens.reshape(-1, 1)
     losses = rows.new_empty(rows.shape[0])
-    step = max(1, _LOGITS_CHUNK // d_vocab)
+    step = max(1, LOGITS_AT_ONCE // d_vocab)
     for start in range(0, rows.shape[0], step):
         part = slice(start, start + step)
         losses[part] = -rows[part].log_softmax(-1).gather(-1, targets[part])[:, 0]

@@ -24,6 +24,7 @@ import pytest
 
 if TYPE_CHECKING:
     from conformance.isolation import Isolation
+    from conformance.jobs import Limit
     from conformance.recorder import Recorder
     from conformance.records import JudgementSummary, Stale, Verdict
     from conformance.runner import Runner
@@ -79,6 +80,16 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "default": None,
         "help": "Run every model in this dtype instead of its own: float32, bfloat16, float16 or "
         "float64",
+    },
+    "tier": {
+        "metavar": "NAME",
+        "default": None,
+        "help": "Run what fits a machine of this tier, skip the rest: see `conformance tiers`",
+    },
+    "fit": {
+        "action": "store_true",
+        "default": False,
+        "help": "Run what fits the memory that is free on this machine now, skip the rest",
     },
     "out": {
         "metavar": "DIR",
@@ -152,6 +163,7 @@ class _Run:
     cases: tuple[Case, ...]
     out: Path
     timeout: float
+    limit: Limit | None = None
     chosen: tuple[Case, ...] = ()
     recorder: Recorder | None = None
     isolation: Isolation | None = None
@@ -242,7 +254,27 @@ def _make_run(config: pytest.Config) -> _Run:
         ),
         out=here / str(config.getoption("conformance_out")),
         timeout=_timeout(config),
+        limit=_limit(config, spec),
     )
+
+
+def _limit(config: pytest.Config, spec: Spec) -> Limit | None:
+    """The memories that a run must fit in; of ``--fit`` what is free before anything was run."""
+    from conformance.selection import SelectionError, tier_named
+
+    tier, fit = config.getoption("conformance_tier"), config.getoption("conformance_fit")
+    if tier is not None and fit:
+        raise SelectionError("--tier and --fit exclude each other", "give one of the two")
+    if tier is not None:
+        from conformance.footprint.fitting import limit_of_tier
+
+        return limit_of_tier(tier_named(spec, tier))
+    if fit:
+        from conformance.footprint.fitting import limit_here
+        from conformance.footprint.machine import free
+
+        return limit_here(free(), getattr(config, "workerinput", {}).get("workercount", 1))
+    return None
 
 
 def _timeout(config: pytest.Config) -> float:
@@ -428,6 +460,7 @@ def _runner(run: _Run) -> Runner:
             cache=cache_dir(),
             timeout=run.timeout,
             progress=run.config.stash.get(PROGRESS, None),
+            limit=run.limit,
         )
     return run.runner
 

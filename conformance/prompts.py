@@ -53,7 +53,8 @@ MEDIA = PROMPTS[-1]
 #: Longest text prompt, in tokens: a twin's character tokenizer makes many.
 _TEXT_LIMIT = 64
 _PADDED_LENGTHS = (5, 9, 14)
-_LONG = 512
+#: Tokens of the longest prompt, at least, where the context has so many.
+LONG = 512
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def long_length(dims: Dims) -> int:
     Twins have contexts below 512; theirs is used whole.
     """
     window = max((w for w in dims.windows if w is not None), default=0)
-    return min(dims.n_ctx, max(_LONG, window + window // 8))
+    return min(dims.n_ctx, max(LONG, window + window // 8))
 
 
 def build(

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 #: Prompts on which eager attention and sdpa are compared: plain, padded.
 CONTRADICTION_PROMPTS = ("sixteen", "padded_left")
 
+_MATRICES = ("attn.scores", "attn.pattern")
+
 _TRACING_MODULES = (
     "conformance.reference",
     "conformance.variants",
@@ -140,6 +142,7 @@ class Reference:
         config = transformers.AutoConfig.from_pretrained(checkpoint)
         self.family: Family = family(architecture, config)
         self.dims: Dims = dims(config)
+        self.config = config
         self.dtype = dtype
         self.left_out: dict[str, str] = facts["left_out"]
         #: Where the reference's own variants compute different functions: nobody's error.
@@ -345,7 +348,7 @@ def _run(
         for prompt in prompts:
             progress(f"reference: float64, prompt {prompt.name}")
             facts["sites"] = _trace_prompt(truth_model, prompt, writer)
-        writer.next_run()
+            writer.next_run()
         _store_parameters(truth_model, writer)
         facts["tied_unembed"] = truth_model.tied_unembed()
         writer.finish({})
@@ -361,7 +364,8 @@ def _trace_prompt(model: HuggingFaceModel, prompt: Prompt, writer: TraceWriter) 
 
     def on_site(name: str, tensor: torch.Tensor) -> None:
         sites.append(name)
-        writer.add(f"{prompt.name}/{name}", tensor)
+        # Matrices [head, query, key] are the largest sites, and each has one name only.
+        writer.add(f"{prompt.name}/{name}", tensor, again=not name.endswith(_MATRICES))
 
     writer.next_run()
     writer.add(f"{prompt.name}/tokens", prompt.tokens)
@@ -388,7 +392,7 @@ def _store_parameters(model: HuggingFaceModel, writer: TraceWriter) -> None:
     for name, parameter in model.parameters().items():
         narrow = parameter.to(torch.float32)
         exact = torch.equal(narrow.to(torch.float64), parameter)
-        writer.add(f"parameter:{name}", narrow if exact else parameter)
+        writer.add(f"parameter:{name}", narrow if exact else parameter, again=False)
 
 
 def _spread(

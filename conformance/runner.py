@@ -7,25 +7,30 @@ sent none. Nothing passes silently: a child that ends well without a verdict is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from conformance.errors import (
     CheckpointError,
     ConformanceError,
+    DoesNotFit,
     ImplementationError,
     NotApplicable,
     RecordsError,
 )
+from conformance.footprint.fitting import require, with_tier
+from conformance.footprint.shapes import of_name
 from conformance.jobs import Job
 from conformance.ledger.judging import expected
 from conformance.records import Verdict, verdict_from_dict
 from conformance.selection import Case
+from conformance.spec import HubSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conformance.isolation import Isolation, Outcome
+    from conformance.jobs import Limit
     from conformance.records import Outcome as OutcomeName
     from conformance.spec import ModelSpec, Spec
 
@@ -41,6 +46,7 @@ class _Ending:
     reason: str
     peak_bytes: int | None = None
     duration_s: float = 0.0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Runner:
@@ -53,6 +59,7 @@ class Runner:
         cache: directory of checkpoints and reference traces.
         timeout: seconds for each job.
         progress: called as things happen.
+        limit: the memories that a run must fit in; what does not is skipped. None for no limit.
     """
 
     def __init__(
@@ -64,7 +71,10 @@ class Runner:
         cache: Path,
         timeout: float,
         progress: Progress | None = None,
+        limit: Limit | None = None,
     ) -> None:
+        self._limit = limit
+        self._tiers = spec.tiers
         self._models = {model.id: model for model in spec.models}
         self._loaders = {name: subject.loader for name, subject in spec.subjects.items()}
         self._isolation = isolation
@@ -100,9 +110,11 @@ class Runner:
         """None when the reference is there; otherwise what becomes of every case of the model."""
         mine = (checks for (name, _), checks in self._checks.items() if name == model.id)
         asked = dict.fromkeys(check for checks in mine for check in checks)
+        if (too_large := self._known_too_large(model, tuple(asked))) is not None:
+            return too_large
         jobs = (
             Job("checkpoint", model, self._cache),
-            Job("reference", model, self._cache, checks=tuple(asked)),
+            Job("reference", model, self._cache, checks=tuple(asked), limit=self._limit),
         )
         outcome = self._isolate(jobs, model, None)
         if isinstance(outcome, _Ending):
@@ -116,6 +128,9 @@ class Runner:
         what = "the checkpoint" if outcome.kind == "checkpoint" else "the reference"
         if outcome.is_a(NotApplicable):
             return _Ending("not_applicable", _said(outcome))
+        if outcome.is_a(DoesNotFit):
+            metrics = with_tier(outcome.facts, self._tiers)
+            return _Ending("skipped", _said(outcome), metrics=metrics)
         if outcome.is_a(CheckpointError):
             return _Ending("error", f"no checkpoint: {_said(outcome)}")
         if outcome.status == "raised":
@@ -128,6 +143,17 @@ class Runner:
             outcome.peak_bytes,
             outcome.duration_s,
         )
+
+    def _known_too_large(self, model: ModelSpec, checks: tuple[str, ...]) -> _Ending | None:
+        """Why a model of the hub is not even fetched, where its sizes are known here."""
+        shape = of_name(model.source.hub) if isinstance(model.source, HubSource) else None
+        if self._limit is None or shape is None:
+            return None
+        try:
+            require(shape, model.dtype, checks, self._limit)
+        except DoesNotFit as error:
+            return _Ending("skipped", str(error), metrics=with_tier(error.facts, self._tiers))
+        return None
 
     def _run_subject(
         self, model: ModelSpec, subject: str, checks: tuple[str, ...]
@@ -149,7 +175,7 @@ class Runner:
             if check in verdicts:
                 verdict = verdicts[check]
                 peak = verdict.peak_bytes or outcome.peak_bytes
-                metrics = {**verdict.metrics, "cost": cost}
+                metrics = {**with_tier(verdict.metrics, self._tiers), "cost": cost}
                 verdicts[check] = replace(verdict, peak_bytes=peak, metrics=metrics)
             else:
                 verdicts[check] = _without(ending, model, subject, check)
@@ -203,6 +229,7 @@ def _without(ending: _Ending, model: ModelSpec, subject: str, check: str) -> Ver
         reason=ending.reason,
         duration_s=ending.duration_s,
         peak_bytes=ending.peak_bytes,
+        metrics=ending.metrics,
     )
 
 

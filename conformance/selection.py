@@ -14,7 +14,7 @@ from conformance.records import Name
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
 
-    from conformance.spec import ModelSpec, Spec
+    from conformance.spec import ModelSpec, Spec, Tier
 
 
 class SelectionError(ConformanceError):
@@ -127,6 +127,21 @@ def with_dtype(spec: Spec, dtype: str | None) -> Spec:
         )
     models = (model.model_copy(update={"dtype": dtype}) for model in spec.models)
     return spec.model_copy(update={"models": tuple(models)})
+
+
+def tier_named(spec: Spec, name: str) -> Tier:
+    """The tier of that name.
+
+    Raises:
+        SelectionError: there is none.
+    """
+    for tier in spec.tiers:
+        if tier.name == name:
+            return tier
+    known = ", ".join(tier.name for tier in spec.tiers)
+    raise SelectionError(
+        f"--tier: unknown tier {name!r}; known: {known}", "add a [[tier]] table to models.toml"
+    )
 
 
 def listed(spec: Spec, models: Container[str]) -> tuple[Name, ...]:

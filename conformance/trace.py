@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from conformance.errors import TraceError
+from conformance.memory import MAPPED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 _ALIGN = 64
 # One block's sites and component inputs: the same tensor appears again within a block, not later.
 _REMEMBERED = 64
+
+
+#: Every trace that somebody reads.
+OPEN: weakref.WeakSet[Trace] = weakref.WeakSet()
 
 
 class TraceWriter:
@@ -49,8 +55,12 @@ class TraceWriter:
     ) -> None:
         self._file.close()
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Store one tensor under ``name`` (names are unique)."""
+    def add(self, name: str, tensor: torch.Tensor, *, again: bool = True) -> None:
+        """Store one tensor under ``name`` (names are unique).
+
+        Args:
+            again: whether it may appear under another name, and is held until it cannot.
+        """
         if name in self._entries:
             raise TraceError(f"{name} appeared twice in one forward pass", "report this")
         key = (
@@ -72,6 +82,8 @@ class TraceWriter:
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "shape": list(tensor.shape),
         }
+        if not again:
+            return
         # Holding the tensor keeps its address from being reused while it is remembered.
         self._written[key] = (name, tensor)
         while len(self._written) > _REMEMBERED:
@@ -110,6 +122,7 @@ class Trace:
 
         try:
             index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+            self._looked_at = 0
             data = directory / "data.bin"
             self._data = (
                 np.memmap(data, dtype=np.uint8, mode="r")
@@ -132,11 +145,21 @@ class Trace:
                 f"{directory}: index.json is not a trace's ({error!r})",
                 "delete the directory and run again",
             ) from error
+        OPEN.add(self)
         if end > len(self._data):
             raise TraceError(
                 f"{directory}: data.bin holds {len(self._data)} bytes, the index promises {end}",
                 "delete the directory and run again",
             )
+
+    def let_go(self) -> None:
+        """Unmap what was looked at, where the system can; the file's pages stay in its cache."""
+        import mmap
+
+        self._looked_at = 0
+        mapped = getattr(self._data, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -167,6 +190,9 @@ class Trace:
 
         entry = self._entry(name)
         size = _nbytes(entry["dtype"], entry["shape"])
+        self._looked_at += size
+        if self._looked_at > MAPPED:
+            self.let_go()
         raw = self._data[entry["offset"] : entry["offset"] + size]
         if size == 0:
             return torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from conformance import choices
+from conformance.memory import MOVED_AT_ONCE
 from conformance.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def move(parameter: torch.Tensor, unit: float, generator: torch.Generator) -> No
     """Multiply each entry in place by 1 + ``unit`` x (a number drawn evenly from [-1, 1])."""
     import torch
 
-    for part in parameter.view(-1).split(1 << 22):
+    for part in parameter.view(-1).split(MOVED_AT_ONCE):
         noise = torch.rand(part.shape, generator=generator, dtype=torch.float64) * 2 - 1
         part.copy_(part.double() * (1 + unit * noise))
 

@@ -18,7 +18,7 @@ from conformance.checkpoints.keys import cache_key
 from conformance.errors import CheckpointError, ConformanceError
 from conformance.spec import HubSource, ModelSpec, PathSource, WheelSource
 
-__all__ = ["Checkpoint", "Progress", "cache_dir", "cache_key", "resolve"]
+__all__ = ["Checkpoint", "Progress", "cache_dir", "cache_key", "cached", "resolve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,12 @@ def resolve(model: ModelSpec, cache: Path, progress: Progress | None = None) -> 
     if isinstance(model.source, HubSource):
         commit = model.source.revision or hub.commit_of(entry.directory)
     return Checkpoint(entry.directory, entry.digest, entry.has_tokenizer, model.evidence, commit)
+
+
+def cached(model: ModelSpec, cache: Path) -> Path | None:
+    """The directory of a checkpoint that was prepared before; None if there is none."""
+    found = Store(cache).there(cache_key(model))
+    return None if found is None else found.directory
 
 
 def _silent(text: str) -> None:

@@ -86,6 +86,10 @@ class Store:
     def __init__(self, cache: Path) -> None:
         self._base = cache.absolute() / "checkpoints"
 
+    def there(self, key: str) -> Entry | None:
+        """The entry of that key, if it is there and sound."""
+        return _find(self._base / key)
+
     def entry(self, key: str, model: str, prepare: Callable[[Path], Path], say: Progress) -> Entry:
         """The entry of that key; prepared first if it is absent or damaged.
 

@@ -48,6 +48,13 @@ class Patching(Check):
     runs: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
+        try:
+            yield from self._exact(context)
+        finally:  # a check outlives the port: what it holds of it would stay in memory
+            for name in set(vars(self)) - {"comparisons", "metrics"}:
+                delattr(self, name)
+
+    def _exact(self, context: Context) -> Iterable[Comparison]:
         stored, subject = context.experiment(self.name), context.subject
         self.metrics |= context.scope.said()
         self._context, self._stored, self._subject = context, stored, subject

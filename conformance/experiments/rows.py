@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from conformance import SEEDS
+from conformance.memory import LOGITS
 from conformance.prompts import build
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 #: Numbers kept of the logits of a position.
 WIDTH = 16
-
-#: Logits of one forward pass at most, in numbers. It bounds memory: 256 MB in float64.
-_LOGITS = 1 << 25
 
 
 def seeded(what: str) -> torch.Generator:
@@ -83,7 +81,7 @@ def apart(rows: Sequence[Row]) -> Edits:
 
 def batches(dims: Dims, prompt: Prompt, rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """Parts of rows, as many in each as memory allows for one forward pass."""
-    step = max(1, _LOGITS // (prompt.tokens.shape[1] * dims.d_vocab))
+    step = max(1, LOGITS // (prompt.tokens.shape[1] * dims.d_vocab))
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
 

@@ -18,6 +18,7 @@ from conformance.spec.tables import (
     Gap,
     HubSource,
     Ledger,
+    Memory,
     ModelSpec,
     Name,
     NameSource,
@@ -26,15 +27,19 @@ from conformance.spec.tables import (
     Source,
     Spec,
     SubjectSpec,
+    Tier,
     TwinSource,
     Variant,
     WheelPackage,
     WheelSource,
     id_of,
 )
+from conformance.spec.tiers import BEYOND, DEFAULT_TIERS
 
 __all__ = [
+    "BEYOND",
     "BUILTIN_SUBJECTS",
+    "DEFAULT_TIERS",
     "DTYPES",
     "EVERY_CHECK",
     "SCHEMA_VERSION",
@@ -44,6 +49,7 @@ __all__ = [
     "Gap",
     "HubSource",
     "Ledger",
+    "Memory",
     "ModelSpec",
     "Name",
     "NameSource",
@@ -52,6 +58,7 @@ __all__ = [
     "Source",
     "Spec",
     "SubjectSpec",
+    "Tier",
     "TwinSource",
     "Variant",
     "WheelPackage",

@@ -16,6 +16,7 @@ from conformance.spec.tables import (
     EVERY_CHECK,
     ID_HINT,
     SHA256_HINT,
+    Memory,
     Showing,
     Table,
     WheelPackage,
@@ -28,13 +29,17 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
+#: Tables of models.toml of which there are many.
+_KINDS = ("model", "name", "gap", "tier")
+
+
 class Report:
     """Collects problems; each is a place, what is wrong there, and what would be right."""
 
     def __init__(self, text: str, raw: Mapping[str, Any]) -> None:
         self._problems: list[str] = []
         self._models = raw.get("model")
-        self._lines = {kind: _lines(text, kind, raw.get(kind)) for kind in ("model", "name", "gap")}
+        self._lines = {kind: _lines(text, kind, raw.get(kind)) for kind in _KINDS}
 
     def where(self, index: int) -> str:
         """``model[3] (id "x")``."""
@@ -52,7 +57,7 @@ class Report:
 
     def line_of(self, place: str) -> int | None:
         """The line of what a place such as ``model[3].source`` stands in, where it is known."""
-        table = re.match(r"(model|name|gap)\[(\d+)\]", place)
+        table = re.match(rf"({'|'.join(_KINDS)})\[(\d+)\]", place)
         return self._line(table[1], int(table[2])) if table else None
 
     def add(self, place: str, message: str, hint: str) -> None:
@@ -133,6 +138,7 @@ def validate(table: type[T], raw: object, where: str, report: Report) -> T | Non
 _NESTED: Mapping[str, type[Table]] = {
     "packages": WheelPackage,
     "shows": Showing,
+    "memories": Memory,
 }
 _MISSING_HINTS: Mapping[str, str] = {
     "id": f"a name that never changes: {ID_HINT}",
@@ -149,6 +155,9 @@ _MISSING_HINTS: Mapping[str, str] = {
     "loader": 'write "package.module:function"',
     "shows": 'list of {subject = "...", check = "...", models = ["..."]}',
     "models": "ids of models, or globs of them",
+    "memories": 'list of {kind = "cpu" or "gpu", bytes = 12_700_000_000}',
+    "kind": '"cpu" for RAM, "gpu" for a GPU\'s memory',
+    "bytes": "as an integer, such as 16_000_000_000",
     "hub": 'the repository, as in "EleutherAI/pythia-70m"',
 }
 _WANTED: Mapping[str, tuple[str, str]] = {

@@ -41,6 +41,7 @@ from conformance.spec.tables import (
     TwinSource,
     WheelSource,
 )
+from conformance.spec.tiers import read_tiers
 
 
 def load_spec(path: Path) -> Spec:
@@ -56,7 +57,7 @@ def load_spec(path: Path) -> Spec:
     report = Report(data.decode("utf-8"), raw)
     subjects = _subjects(raw, report)
     known = (*BUILTIN_SUBJECTS, *subjects)
-    known_keys = ("schema", "ledger", "model", "name", "gap", "subjects")
+    known_keys = ("schema", "ledger", "model", "name", "gap", "subjects", "tier")
     unknown_keys({key: raw[key] for key in raw if key != "defect"}, known_keys, "", report)
     if "defect" in raw:
         report.add("defect", "does not belong here", _MOVED)
@@ -82,6 +83,7 @@ def load_spec(path: Path) -> Spec:
         names = Known(right, _texts(tables, "id"), _texts(tables, "architecture"), known)
         whole, ledger = _ledger(raw["ledger"], path, names, reports)
     listed, gaps = read_names(raw, report), read_gaps(raw, report)
+    tiers = read_tiers(raw, report)
     raise_if_any(reports)
     return Spec(
         models=whole,
@@ -91,6 +93,7 @@ def load_spec(path: Path) -> Spec:
         ledger=ledger,
         names=listed,
         gaps=gaps,
+        tiers=tiers,
     )
 
 

@@ -415,8 +415,32 @@ class SubjectSpec(Table):
     ]
 
 
+class Memory(Table):
+    """One memory of a machine: its RAM, or a GPU's; of how many bytes."""
+
+    kind: Literal["cpu", "gpu"]
+    bytes: Annotated[StrictInt, Field(ge=1)]
+
+
+class Tier(Table):
+    """A class of machine, by its memories. ``note`` is for a reader: where there is one."""
+
+    name: Identifier
+    memories: Annotated[tuple[Memory, ...], Field(min_length=1)]
+    note: str = ""
+
+    def largest(self, kind: Literal["cpu", "gpu"]) -> int:
+        """Bytes of its largest memory of a kind; 0 where it has none."""
+        return max((memory.bytes for memory in self.memories if memory.kind == kind), default=0)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its largest memory of all: tiers are ordered by it."""
+        return max(memory.bytes for memory in self.memories)
+
+
 class Spec(Table):
-    """A whole ``models.toml``."""
+    """A whole ``models.toml``. ``tiers`` are from the smallest to the largest."""
 
     models: tuple[ModelSpec, ...]
     subjects: Mapping[str, SubjectSpec]
@@ -425,3 +449,4 @@ class Spec(Table):
     ledger: Ledger | None = None
     names: tuple[Name, ...] = ()
     gaps: tuple[Gap, ...] = ()
+    tiers: tuple[Tier, ...] = ()

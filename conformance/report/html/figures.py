@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from conformance import bounds
 from conformance.records import PER_DECADE
 from conformance.report.html.charts import Point, by_layer, histogram
-from conformance.report.html.words import NOTHING, count, number, percent, sci
+from conformance.report.html.words import NOTHING, count, number, percent, sci, size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -300,4 +300,8 @@ def fact_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("sizes", ", ".join(sizes)))
     if "dtype" in found:
         rows.append(("dtype judged beside float64", str(found["dtype"])))
+    if "footprint" in found:
+        parts = sorted(found["footprint"]["parts"].items(), key=lambda part: -part[1])
+        said = ", ".join(f"{name} {size(held)}" for name, held in parts[:3])
+        rows.append(("most memory", f"{found['footprint']['phase']}: {said}"))
     return rows

@@ -1,0 +1,300 @@
+"""What a run is said to need: counted, summed by phase, and held against a machine's memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from conformance.bounds import FOOTPRINT_MARGIN
+from conformance.checks.names import CHECKS
+from conformance.cli import app
+from conformance.errors import DoesNotFit, SpecError
+from conformance.footprint import fitting, machine
+from conformance.footprint.comparing import cause, compared, read_tiers_of
+from conformance.footprint.predict import IMPORTS, Footprint, Phase, predict
+from conformance.footprint.shapes import (
+    Shape,
+    of_config,
+    of_directory,
+    of_name,
+    of_reference,
+    of_twin,
+)
+from conformance.footprint.table import Row, rows
+from conformance.jobs import Limit
+from conformance.selection import SelectionError
+from conformance.spec import BEYOND, Memory, Spec, Tier, load_spec
+
+GPT2 = Shape(124_439_808, 12, 768, 12, 12, 64, 3072, 50257, 1024, tied=True)
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hub", "parameters"),
+    [
+        ("gpt2", 124_439_808),  # tied
+        ("meta-llama/Llama-3.1-8B", 8_030_261_248),  # grouped keys and values
+        ("mistralai/Mixtral-8x7B-v0.1", 46_702_792_704),  # every expert
+        ("EleutherAI/pythia-70m", 70_426_624),
+    ],
+)
+def test_names_have_the_published_number_of_parameters(hub: str, parameters: int) -> None:
+    shape = of_name(hub)
+    assert shape is not None
+    assert shape.parameters == parameters
+
+
+def test_nearly_every_name_has_a_shape_and_every_shape_a_name() -> None:
+    names = {name.hub for name in load_spec(Path("models.toml")).names}
+    text = Path("conformance/footprint/shapes.toml").read_text(encoding="utf-8")
+    known = {line.split('"')[1] for line in text.splitlines() if line.startswith('"')}
+    assert known <= names
+    assert names - known == {
+        "allenai/Olmo-3-1025-7B",
+        "allenai/Olmo-3-1125-32B",
+        "bigcode/santacoder",
+    }
+
+
+@pytest.mark.parametrize("twin", ["gpt2", "llama", "mixtral", "mamba"])
+def test_a_config_alone_gives_what_the_weights_have(twin: str) -> None:
+    import torch
+    import transformers
+
+    from conformance.checkpoints.shrink import shrink
+    from conformance.checkpoints.twin_catalogue import TWINS
+
+    entry = TWINS[twin]
+    config = shrink(entry.model_type, entry.config)
+    shape = of_config(config, entry.architecture)
+    with torch.random.fork_rng(devices=[]):
+        model = getattr(transformers, entry.architecture)._from_config(config)
+    named = dict(model.named_parameters())
+    assert shape.parameters == sum(p.numel() for p in named.values())
+    assert shape.experts == sum(p.numel() for n, p in named.items() if ".experts." in n)
+    assert bool(shape.experts) == (twin == "mixtral")
+
+
+def test_a_checkpoint_and_its_trace_have_the_same_shape(twin_cache: Path) -> None:
+    from twins import checkpoint, twin_model
+
+    from conformance.engine import prepared
+
+    made, reference = prepared(twin_model("llama"), twin_cache, lambda _: None)
+    assert made.path == checkpoint("llama", twin_cache).path
+    assert (
+        of_directory(made.path, "LlamaForCausalLM") == of_reference(reference) == of_twin("llama")
+    )
+
+
+# --- phases --------------------------------------------------------------------------------------
+
+
+def test_the_peak_is_the_largest_phase_with_its_process() -> None:
+    needed = predict(GPT2)
+    totals = {phase.name: IMPORTS[phase.side] + phase.total for phase in needed.phases}
+    assert needed.host_bytes == max(totals.values())
+    assert needed.peak.name == "weight processing"
+    assert needed.gpu_bytes < needed.host_bytes - IMPORTS["subject"]
+    assert set(needed.sides) == {"reference", "subject"}
+
+
+def test_checks_that_are_not_asked_for_need_nothing() -> None:
+    few = predict(GPT2, checks=["weights"])
+    assert few.host_bytes < predict(GPT2).host_bytes
+    assert {phase.name for phase in few.phases} == {
+        "trace in float64",
+        "precision in float32",
+        "loading",
+    }
+
+
+def test_a_narrower_dtype_and_a_longer_prompt_count() -> None:
+    def phase(name: str, needed: Footprint) -> Phase:
+        return next(phase for phase in needed.phases if phase.name.startswith(name))
+
+    wide, narrow = predict(GPT2, "float32"), predict(GPT2, "bfloat16")
+    assert phase("precision", narrow).total < phase("precision", wide).total
+    assert not [p for p in predict(GPT2, "float64").phases if p.name.startswith("precision")]
+    short, long = predict(GPT2, tokens=16), predict(GPT2, tokens=1024)
+    before, after = (phase("trace", needed).parts for needed in (short, long))
+    assert after["attention matrices"] == 64**2 * before["attention matrices"]
+    assert after["logits"] == 64 * before["logits"]
+
+
+def test_experts_are_held_but_not_processed() -> None:
+    experts = dataclasses.replace(GPT2, experts=50_000_000)
+    assert predict(experts).host_bytes < predict(GPT2).host_bytes
+    assert predict(experts, checks=["gradients"]) == predict(GPT2, checks=["gradients"])
+
+
+def test_a_small_port_takes_what_is_predicted(twin_cache: Path) -> None:
+    """Peaks of real processes, the imports included: of a twin there is not much else."""
+    from twins import twin_model
+
+    from conformance.isolation import Isolation
+    from conformance.runner import Runner
+    from conformance.selection import Case
+
+    model, checks = twin_model("gpt2"), ("weights", "logits")
+    spec = Spec(models=(model,), subjects={}, path=Path("models.toml"), sha256="0" * 64)
+    cases = [Case(model.id, "bridge", check) for check in checks]
+    with Isolation(threads=1) as children:
+        runner = Runner(spec, cases, children, cache=twin_cache, timeout=600)
+        cost = [runner.verdict(case) for case in cases][-1].metrics["cost"]
+    peaks = predict(of_twin("gpt2"), model.dtype, checks).sides
+    peak = IMPORTS["subject"] + peaks["subject"].total
+    assert abs(peak / cost["subject_peak_bytes"] - 1) < FOOTPRINT_MARGIN - 1
+
+
+def test_predicting_imports_no_tensor_library() -> None:
+    code = "import sys, conformance.footprint, conformance.runner; print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "False"
+
+
+# --- machines ------------------------------------------------------------------------------------
+
+
+def tier(name: str, **sizes: int) -> Tier:
+    memories = [{"kind": kind, "bytes": size} for kind, size in sizes.items()]
+    return Tier.model_validate({"name": name, "memories": memories})
+
+
+def test_a_tier_is_the_smallest_machine_that_a_run_fits_with_its_margin() -> None:
+    needed = 1_000_000_000
+    enough = round(needed * FOOTPRINT_MARGIN)
+    tiers = (tier("less", cpu=enough - 1), tier("just", cpu=enough), tier("more", cpu=10 * enough))
+    assert fitting.tier_of(needed, needed, tiers) == "just"
+    assert fitting.tier_of(needed, needed, tiers[:1]) == BEYOND
+    assert fitting.tier_of(needed, needed / 2, (tier("gpu", gpu=enough // 2),)) == "gpu"
+
+
+def test_runs_take_place_in_ram_whatever_the_gpus_here() -> None:
+    here = fitting.limit_here([Memory(kind="cpu", bytes=1), Memory(kind="gpu", bytes=10**12)])
+    assert fitting.limit_here([Memory(kind="cpu", bytes=9)], workers=2).cpu == 4
+    with pytest.raises(DoesNotFit, match="which no run uses yet") as caught:
+        fitting.require(GPT2, "float32", CHECKS, here)
+    limit = caught.value.facts["limit"]
+    assert limit["there_bytes"] == 1
+    assert limit["there_gpu_bytes"] == [10**12]
+    assert limit["needed_bytes"] > predict(GPT2).host_bytes
+    fitting.require(GPT2, "float32", CHECKS, Limit("a large machine", 10**12))
+
+
+def test_free_memory_is_what_the_kernel_and_the_control_group_leave(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   1000000 kB\n")
+    assert machine.free(tmp_path)[0] == Memory(kind="cpu", bytes=1_024_000_000)
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    for name, text in (
+        ("memory.max", "500000000"),
+        ("memory.current", "300000000"),
+        ("memory.stat", "anon 7\ninactive_file 100000000\n"),
+    ):
+        (group / name).write_text(f"{text}\n")
+    assert machine.free(tmp_path)[0].bytes == 300_000_000
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+MODELS = """
+schema = 1
+[[model]]
+id = "gpt2-twin"
+architecture = "GPT2LMHeadModel"
+source = { twin = "gpt2" }
+[[name]]
+hub = "EleutherAI/pythia-6.9b"
+architecture = "GPTNeoXForCausalLM"
+not_judged = "too large"
+[[name]]
+hub = "nobody/knows"
+architecture = "GPTNeoXForCausalLM"
+not_judged = "unknown"
+"""
+
+
+def test_the_table_is_sorted_and_names_what_is_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(MODELS)
+    said = CliRunner().invoke(app, ["tiers", "--models", str(path)])
+    assert said.exit_code == 0
+    lines = said.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == [
+        "gpt2-twin",
+        "EleutherAI/pythia-6.9b",
+        "nobody/knows",
+    ]
+    assert "beyond" in lines[2]
+    assert "weight processing" in lines[2]
+    assert "not among those known" in lines[3]
+    found = json.loads(CliRunner().invoke(app, ["tiers", "--models", str(path), "--json"]).stdout)
+    assert found[0]["tier"] == "free"
+    assert found[0]["footprint_bytes"] >= max(found[0]["phases"].values())
+    assert CliRunner().invoke(app, ["tiers", "--models", str(path), "--model", "x"]).exit_code == 2
+
+
+def test_an_unknown_pattern_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(MODELS)
+    spec = load_spec(path)
+    with pytest.raises(SelectionError, match="nothing is called"):
+        rows(spec, ["nope*"])
+    assert [row.id for row in rows(spec, ["EleutherAI/*"])] == ["EleutherAI/pythia-6.9b"]
+
+
+def row(shape: Shape, at: str) -> Row:
+    return Row("org/name", "name", shape, predict(shape), at)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "there", "why"),
+    [
+        (9_000_000_000, 16 * 10**9, "weights"),
+        (5_000_000_000, 16 * 10**9, "dtype"),
+        (3_000_000_000, 16 * 10**9, "float64"),
+        (1_900_000_000, 16 * 10**9, "copies"),
+        (124_439_808, predict(GPT2).host_bytes, "margin"),
+        (200_000_000, 200 * 10**9, "smaller"),
+    ],
+)
+def test_each_disagreement_has_a_cause(parameters: int, there: int, why: str) -> None:
+    shape = dataclasses.replace(GPT2, parameters=parameters)
+    sizes = {"theirs": there, "ours": 100 * 10**9}
+    assert cause(row(shape, "ours"), "theirs", sizes).startswith(why)
+    assert cause(row(shape, "theirs"), "theirs", sizes) == ""
+    assert cause(row(shape, "ours"), "a heading", sizes).startswith("not a class of machine")
+    assert cause(row(shape, "ours"), BEYOND, sizes).startswith("smaller")
+
+
+def test_tiers_assigned_otherwise_are_compared(tmp_path: Path) -> None:
+    path, other = tmp_path / "models.toml", tmp_path / "theirs.toml"
+    path.write_text(MODELS)
+    other.write_text('[free]\nnames = ["EleutherAI/pythia-6.9b", "who/is-this"]\n')
+    spec = load_spec(path)
+    page = compared(rows(spec), read_tiers_of(other), spec)
+    assert page.startswith("0 of 2 agree.")
+    assert "| 1 | not among our names |" in page
+    assert "| EleutherAI/pythia-6.9b | 6,857,302,016 |" in page
+    other.write_text("free = 1")
+    with pytest.raises(SpecError, match="no list of tiers"):
+        read_tiers_of(other)
+
+
+def test_a_page_says_what_most_of_it_is() -> None:
+    from conformance.report.html.figures import fact_rows
+
+    name, said = fact_rows(fitting.footprint_facts(predict(GPT2)))[-1]
+    assert name == "most memory"
+    assert said.startswith("weight processing: ")
+    assert "weights" in said
