@@ -92,11 +92,13 @@ def _bart(architecture: str, *, norms: str, rows: int = 0) -> Callable[[Any], Fa
 
     Args:
         norms: of the stream itself (``post``) or before each part (``pre``); the latter also after
-            the stacks; ``both``, where the embedding has one too.
+            the stacks; ``both``, where the embedding has one too; ``bare``: as ``post``, and the
+            embedding has none.
         rows: of the position table before position 0.
     """
-    post, embedded, last = norms == "post", norms != "pre", norms != "post"
-
+    post, embedded = norms in ("post", "bare"), norms in ("post", "both")
+    last = not post
+    outside = architecture.startswith(("Marian", "Pegasus"))  # of the embedding's module
     counts = architecture.startswith("M2M")  # counts positions itself, from the padding token's on
 
     def described(config: Any) -> Family:
@@ -113,7 +115,8 @@ def _bart(architecture: str, *, norms: str, rows: int = 0) -> Callable[[Any], Fa
             encoder_ln_final="model.encoder.layer_norm" if last else None,
             ln_final="model.decoder.layer_norm" if last else None,
             towers=tuple(decoders),
-            embed_scaled=bool(config.scale_embedding),
+            embed_scaled=bool(config.scale_embedding) and not outside,
+            embed_multiplier=config.d_model**0.5 if config.scale_embedding and outside else 1.0,
             unembed_bias=None if counts else _BART.unembed_bias,
         )
         layers = [
@@ -142,4 +145,7 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "BartForConditionalGeneration": _bart("BartForConditionalGeneration", norms="post", rows=2),
     "MBartForConditionalGeneration": _bart("MBartForConditionalGeneration", norms="both", rows=2),
     "M2M100ForConditionalGeneration": _bart("M2M100ForConditionalGeneration", norms="pre"),
+    "MarianMTModel": _bart("MarianMTModel", norms="bare"),
+    "PegasusForConditionalGeneration": _bart("PegasusForConditionalGeneration", norms="pre"),
+    "BlenderbotForConditionalGeneration": _bart("BlenderbotForConditionalGeneration", norms="pre"),
 }

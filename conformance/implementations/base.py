@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from conformance.errors import ImplementationError
-from conformance.sites import parse
+from conformance.sites import KINDS, parse
 
 if TYPE_CHECKING:
     from conformance.families import Dims, Family
@@ -120,6 +120,22 @@ def stored_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         and buffer.is_floating_point()
         and name not in module._non_persistent_buffers_set
     }
+
+
+def for_each_row(tensor: torch.Tensor, kind: str, prompt: Prompt) -> torch.Tensor:
+    """What serves all rows of a batch (a table of positions), as a view with all of them.
+
+    An edit can then tell rows apart.
+
+    Args:
+        tensor: a site of this kind, [batch, ...], [1, ...], or without the first dimension.
+    """
+    axes, (batch, pos) = KINDS[kind].axes, prompt.tokens.shape
+    if axes[0] != "batch" or batch == 1:
+        return tensor
+    if axes[1] == "pos" and tensor.ndim == len(axes) - 1 and tensor.shape[0] == pos:
+        tensor = tensor[None]
+    return tensor.expand(batch, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor
 
 
 def shaped(emit: OnSite, prompt: Prompt) -> OnSite:

@@ -201,11 +201,7 @@ class BridgeModel(LensModel):
             name.replace("_original_component.", ""): p.detach()
             for name, p in self.model.named_parameters()
         }
-        bias = f"{self.family.unembed}.bias"
-        if self.family.unembed_bias == _LOGITS_BIAS and bias in found:
-            # The bridge moves this buffer into the bias of the unembedding.
-            found[_LOGITS_BIAS] = found.pop(bias)[None] + self._buffers()[_LOGITS_BIAS]
-        return found
+        return self._with_logits_bias(found, self._buffers())
 
     def _buffers(self) -> dict[str, torch.Tensor]:
         return {
@@ -213,9 +209,23 @@ class BridgeModel(LensModel):
             for name, buffer in stored_buffers(self.model.original_model).items()
         }
 
+    def _with_logits_bias(
+        self, found: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """What is added to the logits, under HuggingFace's name.
+
+        The bridge moves that buffer into the bias of the unembedding, which it makes: a parameter,
+        or a buffer where the unembedding is tied.
+        """
+        bias = f"{self.family.unembed}.bias"
+        if self.family.unembed_bias == _LOGITS_BIAS and bias in found:
+            found[_LOGITS_BIAS] = found.pop(bias)[None] + buffers[_LOGITS_BIAS]
+        return found
+
     def raw_buffers(self) -> dict[str, torch.Tensor]:
-        moved = _LOGITS_BIAS in self.raw_parameters()
-        return {k: v for k, v in self._buffers().items() if not (moved and k == _LOGITS_BIAS)}
+        moved, found = _LOGITS_BIAS in self.raw_parameters(), self._buffers()
+        found = self._with_logits_bias(found, dict(found))
+        return {k: v for k, v in found.items() if not (moved and k == _LOGITS_BIAS)}
 
     def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:
         found: dict[str, PortWeight] = {}

@@ -24,6 +24,7 @@ from conformance.implementations.base import (
     Force,
     OnSite,
     first_tensor,
+    for_each_row,
     hooked_inputs,
     replace_input,
     shaped,
@@ -273,7 +274,7 @@ class HuggingFaceModel:
         tapped = _editing(shaped(on_site, prompt), prompt, edits, by_tap) if edits else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.session(grad=grad))
-            stack.enter_context(self._tapped(tapped or shaped(on_site, prompt), edits or {}))
+            stack.enter_context(self._tapped(tapped or shaped(on_site, prompt), edits or {}, prompt))
             second = ("ln_final",) if self.family.one_norm else ()
             forced = hooked_inputs(self.components(), force, on_input, second=second)
             stack.enter_context(forced)
@@ -287,16 +288,19 @@ class HuggingFaceModel:
             yield
 
     @contextlib.contextmanager
-    def _tapped(self, emit: OnSite, edits: Edits) -> Iterator[None]:
+    def _tapped(self, emit: OnSite, edits: Edits, prompt: Prompt) -> Iterator[None]:
         fam, d = self.family, self.dims
         tap = _AttentionTap(fam, d, emit, edits)
         with contextlib.ExitStack() as stack:
 
-            def after(path: str, use: Callable[[torch.Tensor], None], index: int = 0) -> None:
+            def after(
+                path: str, use: Callable[[torch.Tensor], None], index: int = 0, *, table: bool = False
+            ) -> None:
                 def hook(_: Any, __: Any, output: Any) -> Any:
                     shown = output[index] if index else first_tensor(output)
                     if not edits or index:
                         return use(shown)
+                    shown = for_each_row(shown, "pos_embed", prompt) if table else shown
                     use(shown := shown.clone())
                     if isinstance(output, torch.Tensor):
                         return shown
@@ -331,7 +335,7 @@ class HuggingFaceModel:
                 if fam.ln_final:
                     after(fam.ln_final, to("ln_final"))
             if fam.pos_embed:
-                after(fam.pos_embed, to("pos_embed"))
+                after(fam.pos_embed, to("pos_embed"), table=True)
             for layer in range(d.n_layers):
                 self._tap_block(layer, tap, before, after, emit)
             stack.enter_context(tap)

@@ -21,6 +21,7 @@ from conformance.implementations.base import (
     Force,
     OnSite,
     first_tensor,
+    for_each_row,
     hooked_inputs,
     shaped,
 )
@@ -325,13 +326,8 @@ class LensModel(ABC):
         if edit is None:
             return read
 
-        batch = prompt.tokens.shape[0]
-        per_row = SITES[kind].axes[0] == "batch"
-
         def change(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
-            if per_row and tensor.shape[0] == 1 != batch:  # one table of positions for all rows
-                tensor = tensor.expand(batch, *tensor.shape[1:])
-            changed = tensor.clone()
+            changed = for_each_row(tensor, kind, prompt).clone()
             # Layouts are views: an edit of the view is one of what goes back.
             edit_inside(site, changed if convert is None else convert(changed))
             read(changed, hook)

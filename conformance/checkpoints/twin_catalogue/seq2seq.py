@@ -41,7 +41,7 @@ def _twin(
 
 
 #: Biases of what is normalised afterwards must be larger to count.
-_Q, _O = "q_proj.bias", "out_proj.bias"
+_Q, _V, _O = "q_proj.bias", "v_proj.bias", "out_proj.bias"
 TWINS: Mapping[str, Twin] = {
     "t5": _twin("T5", "t5", _T5),
     # As T5 1.1: gated, and an unembedding of its own.
@@ -50,4 +50,28 @@ TWINS: Mapping[str, Twin] = {
     "bart": _twin("Bart", "bart", _BART, {_Q: 4.0, _O: 3.0, "q_proj.weight": 1.3}),
     "mbart": _twin("MBart", "mbart", _BART, scale_embedding=True),
     "m2m100": _twin("M2M100", "m2m_100", _BART),
+    "marian": Twin(
+        "MarianMTModel",
+        "marian",
+        {**_BART, "scale_embedding": True, "decoder_start_token_id": 0, "decoder_vocab_size": 113},
+        {"shared.weight": 0.25, _Q: 5.0, _V: 3.0, _O: 3.0, "q_proj.weight": 1.3},
+    ),
+    "pegasus": _twin(
+        "Pegasus",
+        "pegasus",
+        _BART,
+        {_Q: 3.0, _O: 3.0, "fc2.bias": 2.0},
+        scale_embedding=True,
+        decoder_start_token_id=0,
+    ),
+    # Stacks of two depths, as published.
+    "blenderbot": _twin(
+        "Blenderbot",
+        "blenderbot",
+        _BART,
+        {"encoder_attn_layer_norm.bias": 2.0},
+        encoder_layers=1,
+        decoder_layers=3,
+        decoder_start_token_id=1,
+    ),
 }
