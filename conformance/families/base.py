@@ -38,8 +38,10 @@ class Family:
             to; 0 where there is one stack. ``layers`` then describes every layer, with its path.
         encoder_ln_final: the norm after the encoder's last layer.
         embed_weight: where its table is a parameter, if not in ``embed`` itself.
+        unembed_weight: where its table is a parameter, if neither in ``unembed`` nor the embedding's.
         ln_cross, cross, cross_q, cross_k, cross_v, cross_o: the decoder's attention to the encoder,
             its projections and the norm before it (after it and its sum where ``post_norm``).
+        ln_cross_post: the norm of its output, before it is added.
         attn: the attention module, relative to the block; ``o`` its output projection. None in
             a block that has none; ``o`` also where no one projection is every token's.
         mixer: what mixes positions in attention's place, or beside it: a state-space model, a
@@ -62,7 +64,8 @@ class Family:
         mlp_contribution: module whose output is added to the residual stream, if it is not
             ``mlp`` itself (blocks whose MLP module also adds the residual).
         router, experts: mixture of experts; ``expert_layout`` says how experts are stored.
-        expert_names: what the experts' parameters are called: gate and up, down.
+        expert_names: what the experts' parameters are called: gate and up, down; the modules of
+            one expert's projections, ``{e}`` for its number, where each expert is a module.
         router_output: which of the router's outputs are its logits.
         shared, shared_gate: the expert that every token uses (laid out as a gated MLP), and the
             projection whose sigmoid weights it (None: it is added as it is).
@@ -122,6 +125,8 @@ class Family:
     encoder: int = 0
     encoder_ln_final: str | None = None
     embed_weight: str | None = None
+    unembed_weight: str | None = None
+    ln_cross_post: str | None = None
     post_norm: bool = False
     causal: bool = True
     q: str | None = None
@@ -143,7 +148,9 @@ class Family:
     mlp_contribution: str | None = None
     router: str | None = None
     experts: str | None = None
-    expert_layout: Literal["gate_up_out_in", "gate_up_in_out", "interleaved_in_out"] | None = None
+    expert_layout: (
+        Literal["gate_up_out_in", "gate_up_in_out", "interleaved_in_out", "modules"] | None
+    ) = None
     expert_names: tuple[str, str] = ("gate_up_proj", "down_proj")
     router_output: int = 0
     shared: str | None = None
@@ -359,8 +366,10 @@ def dims(config: Any) -> Dims:
     """Sizes from a HuggingFace config, whatever its architecture calls them."""
     whole, config = config, config.get_text_config()
     n_layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    if config.model_type in ("t5", "mt5", "switch_transformers"):
+    if config.model_type in ("t5", "mt5", "switch_transformers", "longt5"):
         n_layers = config.num_layers + config.num_decoder_layers
+    elif whole.model_type == "t5gemma":
+        n_layers = whole.encoder.num_hidden_layers + whole.decoder.num_hidden_layers
     elif getattr(config, "encoder_layers", None):
         n_layers = config.encoder_layers + config.decoder_layers
     n_heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads", default=0)
@@ -371,6 +380,8 @@ def dims(config: Any) -> Dims:
     if config.model_type == "gpt_bigcode":
         n_kv = 1 if config.multi_query else n_heads
     layer_types = _first(config, "layer_types")
+    if whole.model_type == "t5gemma":
+        layer_types = [*whole.encoder.layer_types, *whole.decoder.layer_types]
     chunked = "chunked_attention" in (layer_types or ())
     kinds = layer_types if chunked else ()
     window = _first(config, "sliding_window", "window_size")
@@ -380,6 +391,9 @@ def dims(config: Any) -> Dims:
         windows = tuple(window if t == "sliding_attention" else None for t in layer_types)
     else:
         windows = (window if isinstance(window, int) else None,) * n_layers
+    if whole.model_type == "t5gemma":  # both ways: as many tokens beside a token's own
+        ahead = whole.encoder.num_hidden_layers
+        windows = (*(w and w + 1 for w in windows[:ahead]), *windows[ahead:])
     d_head = _first(config, "head_dim", "d_kv", default=d_model // max(1, n_heads))
     latent = _first(config, "kv_lora_rank") is not None
     if latent:  # whose head_dim, if any, is that of the rotated part

@@ -80,6 +80,11 @@ class _AttentionTap(TorchFunctionMode):
     def leave(self) -> None:
         self._layer = None
 
+    @property
+    def _rotates(self) -> bool:
+        """Whether this attention rotates: a decoder's to its encoder never does."""
+        return self._family.rotary and self._part == "attn"
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -159,7 +164,7 @@ class _AttentionTap(TorchFunctionMode):
 
     def _softmax(self, scores: torch.Tensor, pattern: torch.Tensor) -> None:
         at = f"blocks.{self._layer}.{self._part}."
-        rotated_last = self._family.rotary and not self._family.qk_norm_rotated
+        rotated_last = self._rotates and not self._family.qk_norm_rotated
         if rotated_last and self._product is not None:
             q, k = self._product[0], self._product[1].transpose(-1, -2)
             if k.shape[1] == self._dims.n_heads != self._dims.n_kv_heads:
@@ -257,7 +262,7 @@ class HuggingFaceModel:
         """See :class:`conformance.implementations.base.Implementation`."""
         inputs = {"input_ids": prompt.tokens, **prompt.given(self.dtype)}
         if self.family.encoder:  # teacher forcing: what comes out is what went in
-            start = torch.full_like(prompt.tokens[:, :1], self.config.decoder_start_token_id)
+            start = torch.full_like(prompt.tokens[:, :1], self._decoder_start())
             inputs["decoder_input_ids"] = torch.cat([start, prompt.tokens[:, :-1]], dim=1)
         if prompt.mask is not None:
             inputs["attention_mask"] = prompt.mask
@@ -274,12 +279,19 @@ class HuggingFaceModel:
         tapped = _editing(shaped(on_site, prompt), prompt, edits, by_tap) if edits else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.session(grad=grad))
-            stack.enter_context(self._tapped(tapped or shaped(on_site, prompt), edits or {}, prompt))
+            stack.enter_context(
+                self._tapped(tapped or shaped(on_site, prompt), edits or {}, prompt)
+            )
             second = ("ln_final",) if self.family.one_norm else ()
             forced = hooked_inputs(self.components(), force, on_input, second=second)
             stack.enter_context(forced)
             logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
         return logits
+
+    def _decoder_start(self) -> int:
+        """The first token that a decoder is given, as HuggingFace shifts labels to the right."""
+        stated = getattr(self.model.config, "decoder_start_token_id", None)
+        return int(self.config.bos_token_id if stated is None else stated)
 
     @contextlib.contextmanager
     def session(self, *, grad: bool = False) -> Iterator[None]:
@@ -294,7 +306,11 @@ class HuggingFaceModel:
         with contextlib.ExitStack() as stack:
 
             def after(
-                path: str, use: Callable[[torch.Tensor], None], index: int = 0, *, table: bool = False
+                path: str,
+                use: Callable[[torch.Tensor], None],
+                index: int = 0,
+                *,
+                table: bool = False,
             ) -> None:
                 def hook(_: Any, __: Any, output: Any) -> Any:
                     shown = output[index] if index else first_tensor(output)
@@ -436,8 +452,9 @@ class HuggingFaceModel:
         assert fam.ln_cross
 
         def heads(part: str) -> Callable[[torch.Tensor], None]:
+            count = d.n_kv_heads if part in "kv" else d.n_heads
             return lambda t: emit(
-                f"blocks.{layer}.cross_attn.{part}", t.unflatten(-1, (d.n_heads, d.d_head))
+                f"blocks.{layer}.cross_attn.{part}", t.unflatten(-1, (count, d.d_head))
             )
 
         if fam.post_norm:
@@ -450,7 +467,7 @@ class HuggingFaceModel:
         before(fam.at(fam.cross, layer), lambda _: tap.enter(layer, "cross_attn"))
         after(fam.at(fam.cross, layer), lambda _: tap.leave())
         before(fam.at(fam.cross_o, layer), heads("z"))
-        after(fam.at(fam.cross_o, layer), to("cross_attn_out"))
+        after(fam.at(fam.ln_cross_post or fam.cross_o, layer), to("cross_attn_out"))
 
     def _tap_projections(
         self,
@@ -491,6 +508,8 @@ class HuggingFaceModel:
         elif fam.q:
             for name, count in counts.items():
                 path = fam.at(getattr(fam, name), layer)
+                if f"attn.{name}" in fam.notes:
+                    continue
                 if name == "q" and fam.q_gated:
                     after(path, lambda t: emit(f"blocks.{layer}.attn.q", split_gated(t, d)[0]))
                 else:

@@ -21,6 +21,19 @@ _T5: Mapping[str, Any] = {
     "n_positions": N_CTX,
     "decoder_start_token_id": 0,
 }
+_LONG: Mapping[str, Any] = {"local_radius": 5, "global_block_size": 4}
+_SWITCH: Mapping[str, Any] = {
+    **dict.fromkeys(("num_layers", "num_decoder_layers"), 4),
+    **dict.fromkeys(("num_sparse_encoder_layers", "num_sparse_decoder_layers"), 2),
+    "num_experts": 3,
+    "expert_capacity": 6,
+}
+_T5GEMMA: Mapping[str, Any] = {
+    "num_hidden_layers": 2,
+    "query_pre_attn_scalar": 14,
+    "attn_logit_softcapping": 20.0,
+    "final_logit_softcapping": 30.0,
+}
 #: TransformerLens takes stacks of one depth only.
 _BART: Mapping[str, Any] = {
     **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
@@ -47,6 +60,23 @@ TWINS: Mapping[str, Twin] = {
     # As T5 1.1: gated, and an unembedding of its own.
     "t5-v1.1": _twin("T5", "t5", _T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
     "mt5": _twin("MT5", "mt5", _T5),
+    # As the local checkpoints, and as those whose tokens see a sum of every block besides.
+    "longt5": _twin("LongT5", "longt5", {**_T5, **_LONG}),
+    "longt5-tglobal": _twin(
+        "LongT5",
+        "longt5",
+        {**_T5, **_LONG, "encoder_attention_type": "transient-global"},
+        feed_forward_proj="gated-gelu",
+    ),
+    # Few tokens may go to one expert, so that some go to none.
+    "switch": _twin(
+        "SwitchTransformers", "switch_transformers", {**_T5, **_SWITCH}, {"layer_norm.weight": 2.0}
+    ),
+    "t5gemma": _twin(
+        "T5Gemma",
+        "t5gemma",
+        {"encoder": _T5GEMMA, "decoder": _T5GEMMA, "decoder_start_token_id": 1},
+    ),
     "bart": _twin("Bart", "bart", _BART, {_Q: 4.0, _O: 3.0, "q_proj.weight": 1.3}),
     "mbart": _twin("MBart", "mbart", _BART, scale_embedding=True),
     "m2m100": _twin("M2M100", "m2m_100", _BART),
