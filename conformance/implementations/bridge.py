@@ -60,6 +60,14 @@ class BridgeModel(LensModel):
             return "hook_resid_mid2"
         return "ln_cross.hook_out" if self.family.post_norm else "ln2.hook_in"
 
+    def _crossed(self) -> str:
+        """The component whose output a decoder's attention to its encoder adds to the stream."""
+        return "ln_cross_post" if any(own.ln_cross_post for own in self.family.every) else "cross"
+
+    @property
+    def _two_embeddings(self) -> bool:
+        return hasattr(self.model, "encoder_embed")
+
     def _part(self, layer: int, name: str) -> tuple[str, Any] | None:
         """What the bridge calls a component of a block, and its module.
 
@@ -128,8 +136,11 @@ class BridgeModel(LensModel):
         return any(own.kv_latent for own in self.family.every)
 
     def hook_table(self) -> dict[str, str]:
+        # Two tables: the encoder's is the first.
+        apart = {"embed": "encoder_embed.hook_out"} if self._two_embeddings else {}
         return {
             **HOOKS,
+            **apart,
             **(_LATENT_HOOKS if self._latent else {}),
             "ln1": "blocks.{l}.ln1.hook_out",
             "ln2": "blocks.{l}.ln2.hook_out",
@@ -144,7 +155,7 @@ class BridgeModel(LensModel):
                 f"cross_attn.{kind}": f"blocks.{{l}}.cross.hook_{shown}"
                 for kind, shown in _CROSS_HOOKS
             },
-            "cross_attn_out": "blocks.{l}.cross.hook_out",
+            "cross_attn_out": f"blocks.{{l}}.{self._crossed()}.hook_out",
             "resid_cross": f"blocks.{{l}}.{self._after_crossing()}",
             "ln_encoder": "encoder_ln_final.hook_out",
             "ln_final": "decoder_ln_final.hook_out" if self.family.encoder else "ln_final.hook_out",

@@ -264,6 +264,8 @@ class HuggingFaceModel:
         if self.family.encoder:  # teacher forcing: what comes out is what went in
             start = torch.full_like(prompt.tokens[:, :1], self._decoder_start())
             inputs["decoder_input_ids"] = torch.cat([start, prompt.tokens[:, :-1]], dim=1)
+            # Said, because T5Gemma masks padding that it finds in these, unless it keeps a cache.
+            inputs["decoder_attention_mask"] = torch.ones_like(prompt.tokens)
         if prompt.mask is not None:
             inputs["attention_mask"] = prompt.mask
             if self._takes_position_ids:

@@ -69,8 +69,11 @@ TWINS: Mapping[str, Twin] = {
         feed_forward_proj="gated-gelu",
     ),
     # Few tokens may go to one expert, so that some go to none.
-    "switch": _twin(
-        "SwitchTransformers", "switch_transformers", {**_T5, **_SWITCH}, {"layer_norm.weight": 2.0}
+    "switch": Twin(
+        "SwitchTransformersForConditionalGeneration",
+        "switch_transformers",
+        {**_T5, **_SWITCH},
+        {"layer_norm.weight": 2.0},
     ),
     "t5gemma": _twin(
         "T5Gemma",
