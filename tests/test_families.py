@@ -417,6 +417,8 @@ def _without_effect(model: Any) -> set[str]:
             found.add(f"{own.at(own.k, layer)}.bias")
         if own.cross_k:
             found.add(f"{own.at(own.cross_k, layer)}.bias")
+        if own.windowed and own.k and not own.cross:
+            found.add(f"{own.at(own.k, layer)}_global.bias")
     return found
 
 

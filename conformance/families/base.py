@@ -38,7 +38,9 @@ class Family:
             to; 0 where there is one stack. ``layers`` then describes every layer, with its path.
         encoder_ln_final: the norm after the encoder's last layer.
         embed_weight: where its table is a parameter, if not in ``embed`` itself.
-        unembed_weight: where its table is a parameter, if neither in ``unembed`` nor the embedding's.
+        windowed: the encoder sees a window around each token and, from and to the first, all
+            (Beltagy et al. 2020), and pads its input to whole windows: its sites are cut to it.
+        unembed_weight: where its table is a parameter, if neither in ``unembed`` nor in ``embed``.
         ln_cross, cross, cross_q, cross_k, cross_v, cross_o: the decoder's attention to the encoder,
             its projections and the norm before it (after it and its sum where ``post_norm``).
         ln_cross_post: the norm of its output, before it is added.
@@ -126,6 +128,7 @@ class Family:
     encoder_ln_final: str | None = None
     embed_weight: str | None = None
     unembed_weight: str | None = None
+    windowed: bool = False
     ln_cross_post: str | None = None
     post_norm: bool = False
     causal: bool = True
@@ -398,7 +401,8 @@ def dims(config: Any) -> Dims:
     latent = _first(config, "kv_lora_rank") is not None
     if latent:  # whose head_dim, if any, is that of the rotated part
         d_head = config.qk_nope_head_dim + config.qk_rope_head_dim
-    n_ctx = _first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=2048)
+    contexts = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions")
+    n_ctx = _first(config, *contexts, "max_seq_len", default=2048)
     if config.model_type == "roberta":
         n_ctx -= config.pad_token_id + 1  # rows before position 0
     return Dims(

@@ -192,6 +192,7 @@ def _bart(architecture: str, *, norms: str, rows: int = 0) -> Callable[[Any], Fa
     counts = architecture.startswith("M2M")  # counts positions itself, from the padding token's on
 
     def described(config: Any) -> Family:
+        scaled = bool(getattr(config, "scale_embedding", False))
         decoders = ["model.decoder.embed_positions"]
         if embedded:
             decoders.append("model.decoder.layernorm_embedding")
@@ -205,8 +206,8 @@ def _bart(architecture: str, *, norms: str, rows: int = 0) -> Callable[[Any], Fa
             encoder_ln_final="model.encoder.layer_norm" if last else None,
             ln_final="model.decoder.layer_norm" if last else None,
             towers=tuple(decoders),
-            embed_scaled=bool(config.scale_embedding) and not outside,
-            embed_multiplier=config.d_model**0.5 if config.scale_embedding and outside else 1.0,
+            embed_scaled=scaled and not outside,
+            embed_multiplier=config.d_model**0.5 if scaled and outside else 1.0,
             unembed_bias=None if counts else _BART.unembed_bias,
         )
         layers = [
@@ -229,6 +230,40 @@ def _bart(architecture: str, *, norms: str, rows: int = 0) -> Callable[[Any], Fa
     return described
 
 
+_FIRST = "the projections run over positions first, and over padding to whole windows"
+
+
+def _led(config: Any) -> Family:
+    """BART whose encoder sees a window, and the first token everywhere (Longformer)."""
+    inside = "self_attn.longformer_self_attn"
+    layers = []
+    whole = _bart("LEDForConditionalGeneration", norms="post")(config)
+    for own in whole.layers:
+        block = own.block.replace("model.", "led.", 1)
+        if own.cross:
+            layers.append(dataclasses.replace(own, block=block, windowed=True))
+            continue
+        kinds = dict.fromkeys(("attn.scores", "attn.pattern"), _BLOCKWISE)
+        kinds |= dict.fromkeys(("attn.q", "attn.k", "attn.v"), _FIRST)
+        layers.append(
+            dataclasses.replace(
+                own,
+                block=block,
+                windowed=True,
+                **dict(zip("qkv", (f"{inside}.{n}" for n in _LED), strict=True)),
+                o="self_attn.output",
+                unnamed=tuple(f"{inside}.{n}_global" for n in _LED),
+                notes=kinds,
+            )
+        )
+    fields = ("block", "embed", "embed_weight", "pos_embed", "embed_ln")
+    moved = {f: getattr(whole, f).replace("model.", "led.", 1) for f in fields}
+    towers = tuple(t.replace("model.", "led.", 1) for t in whole.towers)
+    return dataclasses.replace(whole, **moved, towers=towers, layers=tuple(layers), windowed=True)
+
+
+_LED = ("query", "key", "value")
+
 FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "T5ForConditionalGeneration": _t5("T5ForConditionalGeneration"),
     "MT5ForConditionalGeneration": _t5("MT5ForConditionalGeneration"),
@@ -238,6 +273,7 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "BartForConditionalGeneration": _bart("BartForConditionalGeneration", norms="post", rows=2),
     "MBartForConditionalGeneration": _bart("MBartForConditionalGeneration", norms="both", rows=2),
     "M2M100ForConditionalGeneration": _bart("M2M100ForConditionalGeneration", norms="pre"),
+    "LEDForConditionalGeneration": _led,
     "MarianMTModel": _bart("MarianMTModel", norms="bare"),
     "PegasusForConditionalGeneration": _bart("PegasusForConditionalGeneration", norms="pre"),
     "BlenderbotForConditionalGeneration": _bart("BlenderbotForConditionalGeneration", norms="pre"),

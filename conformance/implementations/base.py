@@ -139,13 +139,29 @@ def for_each_row(tensor: torch.Tensor, kind: str, prompt: Prompt) -> torch.Tenso
     return tensor.expand(batch, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor
 
 
-def shaped(emit: OnSite, prompt: Prompt) -> OnSite:
-    """Give back batch and position to what a block flattened (OPT's MLP) or broadcast."""
+def asked(fam: Family, prompt: Prompt) -> dict[str, torch.Tensor]:
+    """What a model is given besides a prompt's own: which tokens see, and are seen by, all."""
+    if not fam.windowed:
+        return {}
+    everywhere = torch.zeros_like(prompt.tokens)
+    everywhere[:, 0] = 1
+    return {"global_attention_mask": everywhere}
+
+
+def shaped(emit: OnSite, prompt: Prompt, fam: Family | None = None) -> OnSite:
+    """Give back batch and position to what a block flattened (OPT's MLP) or broadcast.
+
+    Args:
+        fam: whose encoder may have padded its input, which is cut off again.
+    """
     batch, pos = prompt.tokens.shape
+    padded = fam is not None and fam.windowed
 
     def emit_shaped(name: str, tensor: torch.Tensor) -> None:
         axes = parse(name).axes
         if axes[:2] == ("batch", "pos"):
+            if padded:
+                tensor = tensor.narrow(tensor.ndim - len(axes) + 1, 0, pos)
             if tensor.ndim == len(axes) - 1:
                 tensor = tensor.unflatten(0, (-1, pos))
             if tensor.shape[0] == 1 != batch:

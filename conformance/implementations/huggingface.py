@@ -23,6 +23,7 @@ from conformance.implementations.base import (
     Edits,
     Force,
     OnSite,
+    asked,
     first_tensor,
     for_each_row,
     hooked_inputs,
@@ -261,6 +262,7 @@ class HuggingFaceModel:
     ) -> torch.Tensor:
         """See :class:`conformance.implementations.base.Implementation`."""
         inputs = {"input_ids": prompt.tokens, **prompt.given(self.dtype)}
+        inputs |= asked(self.family, prompt)
         if self.family.encoder:  # teacher forcing: what comes out is what went in
             start = torch.full_like(prompt.tokens[:, :1], self._decoder_start())
             inputs["decoder_input_ids"] = torch.cat([start, prompt.tokens[:, :-1]], dim=1)
@@ -278,12 +280,11 @@ class HuggingFaceModel:
             batch, pos = prompt.tokens.shape
             inputs["position_ids"] = torch.arange(pos).repeat(batch, 1)
         by_tap = _EDITED_BY_TAP[2 if self.family.qk_norm_rotated else 0 :]
-        tapped = _editing(shaped(on_site, prompt), prompt, edits, by_tap) if edits else None
+        emit = shaped(on_site, prompt, self.family)
+        tapped = _editing(emit, prompt, edits, by_tap, self.family) if edits else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.session(grad=grad))
-            stack.enter_context(
-                self._tapped(tapped or shaped(on_site, prompt), edits or {}, prompt)
-            )
+            stack.enter_context(self._tapped(tapped or emit, edits or {}, prompt))
             second = ("ln_final",) if self.family.one_norm else ()
             forced = hooked_inputs(self.components(), force, on_input, second=second)
             stack.enter_context(forced)
@@ -427,8 +428,9 @@ class HuggingFaceModel:
             )
 
         self._tap_projections(layer, before, after, heads, emit)
-        before(at(fam.attn), lambda _: tap.enter(layer))
-        after(at(fam.attn), lambda _: tap.leave())
+        if "attn.pattern" not in fam.notes:
+            before(at(fam.attn), lambda _: tap.enter(layer))
+            after(at(fam.attn), lambda _: tap.leave())
         if fam.o:
             before(at(fam.o), lambda t: to("attn.z")(t.unflatten(-1, (d.n_heads, d.d_head_v))))
         out = at(fam.o or fam.attn)
@@ -586,7 +588,9 @@ def _times(factor: float, use: Callable[[torch.Tensor], None]) -> Callable[[torc
     return scaled
 
 
-def _editing(emit: OnSite, prompt: Prompt, edits: Edits, by_tap: tuple[str, ...]) -> OnSite:
+def _editing(
+    emit: OnSite, prompt: Prompt, edits: Edits, by_tap: tuple[str, ...], fam: Family
+) -> OnSite:
     """Edit a site, then emit it. Layouts are views: an edit of the view is one of the tensor.
 
     Args:
@@ -598,7 +602,7 @@ def _editing(emit: OnSite, prompt: Prompt, edits: Edits, by_tap: tuple[str, ...]
         if edit is not None:
             view.copy_(edit(view.clone()))
 
-    shaped_edit = shaped(edit_inside, prompt)
+    shaped_edit = shaped(edit_inside, prompt, fam)
 
     def both(name: str, tensor: torch.Tensor) -> None:
         if not name.endswith(by_tap):

@@ -20,6 +20,7 @@ from conformance.implementations.base import (
     Edits,
     Force,
     OnSite,
+    asked,
     first_tensor,
     for_each_row,
     hooked_inputs,
@@ -27,7 +28,6 @@ from conformance.implementations.base import (
 )
 from conformance.precision import promoted
 from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS, parse
-from conformance.sites import KINDS as SITES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -255,7 +255,7 @@ class LensModel(ABC):
         edits: Edits,
         grad: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        emit = shaped(on_site, prompt)
+        emit = shaped(on_site, prompt, self.family)
         sites, _ = self.expected_hooks()
         known = self.model.hook_dict
         modules = self.module_sites()
@@ -305,7 +305,7 @@ class LensModel(ABC):
 
     def run_options(self, prompt: Prompt) -> dict[str, Any]:
         """What every call of :attr:`model` on a prompt needs besides its tokens and mask."""
-        return {}
+        return {**asked(self.family, prompt)}
 
     def _reader(
         self,
@@ -336,7 +336,7 @@ class LensModel(ABC):
         def inside(_: str, view: torch.Tensor) -> None:
             view.copy_(edit(view.clone()))
 
-        edit_inside = shaped(inside, prompt)
+        edit_inside = shaped(inside, prompt, self.family)
         return change
 
     def module_sites(self) -> dict[str, torch.nn.Module]:

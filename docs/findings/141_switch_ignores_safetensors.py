@@ -5,9 +5,9 @@ Exit status: 0 the defect shows, 1 it does not, 2 it does not apply to the insta
 
 from __future__ import annotations
 
-import os
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 import tokenizers
 import torch
@@ -35,7 +35,7 @@ def main() -> int:
         transformers.PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(
             folder
         )
-        print("the folder holds", *sorted(n for n in os.listdir(folder) if n.startswith("model")))
+        print("the folder holds", *sorted(path.name for path in Path(folder).glob("model*")))
         transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
         print("transformers loads it")
         try:

@@ -61,7 +61,8 @@ def main() -> int:
             _, cache = boot(name, folder).run_with_cache(TOKENS)
         embed = next(n for n in ("embed.hook_out", "encoder_embed.hook_out") if n in cache)
         stream = cache["encoder_blocks.0.hook_in"]
-        position = cache["pos_embed.hook_out"] if "pos_embed.hook_out" in cache else 0.0
+        added = [n for n in ("pos_embed.hook_out",) if n in cache]
+        position = sum((cache[n] for n in added), torch.zeros(()))
         off = [
             float((cache[embed] * factor + position - stream).abs().max() / stream.abs().max())
             for factor in (1.0, WIDTH**0.5)

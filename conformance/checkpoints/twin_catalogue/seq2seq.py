@@ -97,6 +97,21 @@ TWINS: Mapping[str, Twin] = {
         scale_embedding=True,
         decoder_start_token_id=0,
     ),
+    "led": _twin(
+        "LED",
+        "led",
+        {**_BART, "attention_window": [8, 4]},
+        {
+            _Q: 4.0,
+            _O: 3.0,
+            "q_proj.weight": 1.3,
+            "output.bias": 3.0,
+            "query.bias": 3.0,
+            "query_global.bias": 5.0,
+        },
+        max_encoder_position_embeddings=N_CTX,
+        max_decoder_position_embeddings=N_CTX,
+    ),
     # Stacks of two depths, as published.
     "blenderbot": _twin(
         "Blenderbot",
