@@ -63,6 +63,8 @@ _SPLIT_ROTARY = "the port leaves rotation to HuggingFace's own attention and sho
 
 _WHOLE = "the port wraps the module of each block whole and shows nothing inside"
 
+_BLOCK = "the port wraps each block whole and shows nothing inside"
+
 #: (subject class, architecture or "*", site kind) -> why its hook does not exist or never fires.
 NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
     **{
@@ -90,6 +92,11 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             *("attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.z"),
             *("mlp.pre", "mlp.post"),
         )
+    },
+    **{
+        ("TransformerBridge", "RecurrentGemmaForCausalLM", kind.name): _BLOCK
+        for kind in BLOCK_KINDS
+        if kind.name not in ("resid_pre", "resid_post")
     },
     **{
         ("HookedTransformer", "*", kind): "no hook between the norm and the rotation"

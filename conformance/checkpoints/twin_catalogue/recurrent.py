@@ -60,6 +60,18 @@ TWINS: Mapping[str, Twin] = {
             "layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"],
         },
     ),
+    # sqrt(64) is a number in every dtype: the model keeps it in bfloat16.
+    "recurrent-gemma": Twin(
+        "RecurrentGemmaForCausalLM",
+        "recurrent_gemma",
+        {
+            "num_hidden_layers": 5,
+            "hidden_size": 64,
+            "lru_width": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+        },
+    ),
     # Multipliers as in Falcon-H1-0.5B.
     "falcon-h1": Twin(
         "FalconH1ForCausalLM",
