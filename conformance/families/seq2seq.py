@@ -88,7 +88,7 @@ def _attends_locally(attn: str, *, first: bool) -> dict[str, Any]:
     biases = [f"{attn}.relative_attention_bias"] if first else []
     biases += [f"{attn}.global_relative_attention_bias"] if first and sums else []
     biases += [f"{attn}.global_input_layer_norm"] if sums else []
-    own = _projections(attn, ("q", "k", "v", "o"))
+    own: dict[str, Any] = _projections(attn, ("q", "k", "v", "o"))
     return {"attn": attn, **own, "unnamed": tuple(biases), "notes": kinds}
 
 
@@ -250,19 +250,19 @@ def _led(config: Any) -> Family:
                 own,
                 block=block,
                 windowed=True,
-                **dict(zip("qkv", (f"{inside}.{n}" for n in _LED), strict=True)),
+                q=f"{inside}.query",
+                k=f"{inside}.key",
+                v=f"{inside}.value",
                 o="self_attn.output",
-                unnamed=tuple(f"{inside}.{n}_global" for n in _LED),
+                unnamed=tuple(f"{inside}.{n}_global" for n in ("query", "key", "value")),
                 notes=kinds,
             )
         )
     fields = ("block", "embed", "embed_weight", "pos_embed", "embed_ln")
-    moved = {f: getattr(whole, f).replace("model.", "led.", 1) for f in fields}
+    moved: dict[str, Any] = {f: getattr(whole, f).replace("model.", "led.", 1) for f in fields}
     towers = tuple(t.replace("model.", "led.", 1) for t in whole.towers)
     return dataclasses.replace(whole, **moved, towers=towers, layers=tuple(layers), windowed=True)
 
-
-_LED = ("query", "key", "value")
 
 FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "T5ForConditionalGeneration": _t5("T5ForConditionalGeneration"),
