@@ -125,7 +125,7 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
     for layer in range(d.n_layers):
         fam = whole.of(layer)
         name = f"blocks.{layer}"
-        for part in ("ln1", "ln1_post", "ln_cross", "ln2", "ln2_post"):
+        for part in ("ln1", "ln1_post", "ln_cross", "ln_cross_post", "ln2", "ln2_post"):
             path = getattr(fam, part)
             norm(f"{name}.{part}", None if path is None else fam.at(path, layer))
         if fam.attn:
@@ -174,7 +174,7 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         for key, tensor in parameters.items():
             if key.startswith(f"{fam.head}."):
                 out[f"head{key.removeprefix(fam.head)}"] = Weight(tensor, key)
-    key, head = get(fam.unembed, "weight")
+    key, head = get(fam.unembed_weight or fam.unembed, "weight")
     if head is None:  # tied: the embedding serves
         key, head = out["embed.W_E"].source, out["embed.W_E"].tensor
     out["unembed.W_U"] = Weight(head.T, key)
@@ -289,6 +289,11 @@ def _experts(
     both, down = (f"{experts}.{own}" for own in fam.expert_names)
     for e in range(d.n_experts):
         at = f"{name}.mlp.experts.{e}"
+        if fam.expert_layout == "modules":
+            for w, path in (("W_in", both), ("W_out", down)):
+                key = f"{path.format(e=e)}.weight"
+                out[f"{at}.{w}"] = Weight(parameters[key].T, key)
+            continue
         if fam.expert_layout == "gate_up_out_in":
             gate, up = parameters[both][e].T.chunk(2, dim=-1)
             w_out = parameters[down][e].T

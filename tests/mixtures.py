@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ _SIGMOID = (
     "lfm2_moe",
 )
 #: Config classes whose routers never renormalise, whatever the config says.
-_NEVER_NORMALISED = ("deepseek_v2", "jamba", "llama4_text")
+_NEVER_NORMALISED = ("deepseek_v2", "jamba", "llama4_text", "switch_transformers")
 #: What is added to the sum of shares before they are divided by it.
 _FLOORS = {"lfm2_moe": 1e-6}
 #: Config classes whose experts read their share of the input.
@@ -37,9 +38,12 @@ def mixture(x: torch.Tensor, logits: torch.Tensor, w: Weights, config: Any) -> t
         logits: the router's, [token, expert].
         w: the block's weights without ``blocks.{l}.mlp.``.
     """
-    out = torch.zeros_like(x)
+    out, uses = torch.zeros_like(x), Counter[int]()
     for token in range(x.shape[0]):
         for expert, share in chosen(logits[token], w, config).items():
+            uses[expert] += 1
+            if uses[expert] > getattr(config, "expert_capacity", len(x)):
+                continue
             own = {n.split(".")[-1]: t for n, t in w.items() if n.startswith(f"experts.{expert}.")}
             if config.model_type in _ON_INPUT:
                 out[token] += _expert(share * x[token], own, config)
@@ -71,13 +75,18 @@ def chosen(logits: torch.Tensor, w: Weights, config: Any) -> dict[int, torch.Ten
     """One token's experts and their shares, from the router's logits [expert]."""
     kind = config.model_type
     scores, choice = scored(logits, w, config)
-    experts = choice.topk(config.num_experts_per_tok).indices
+    experts = choice.topk(per_token(config)).indices
     shares = scores[experts]
     if getattr(config, "norm_topk_prob", True) and kind not in _NEVER_NORMALISED:
         shares = shares / (shares.sum() + _FLOORS.get(kind, 0.0))
     factors = ("routed_scaling_factor", "moe_routed_scaling_factor", "route_scale")
     shares = shares * next((f for n in factors if (f := getattr(config, n, None)) is not None), 1.0)
     return dict(zip(experts.tolist(), shares, strict=True))
+
+
+def per_token(config: Any) -> int:
+    """How many experts a token uses: one where the config does not say (Switch Transformers)."""
+    return int(getattr(config, "num_experts_per_tok", 1))
 
 
 def _within_groups(choice: torch.Tensor, config: Any) -> torch.Tensor:
@@ -95,6 +104,8 @@ def _within_groups(choice: torch.Tensor, config: Any) -> torch.Tensor:
 
 
 def _expert(x: torch.Tensor, w: Weights, config: Any) -> torch.Tensor:
+    if config.model_type == "switch_transformers":
+        return (x @ w["W_in"]).relu() @ w["W_out"]
     gate = x @ w["W_gate"] + w.get("b_gate", 0)
     up = x @ w["W_in"] + w.get("b_in", 0)
     if config.model_type == "gpt_oss":

@@ -40,7 +40,7 @@ def build_twin(name: str, seed: int, target: Path, config: Mapping[str, Any] | N
     twin = TWINS.get(name)
     if twin is None:
         raise CheckpointError(
-            f"no twin named {name!r}", f"known: {', '.join(sorted(TWINS))} (twin_catalogue.py)"
+            f"no twin named {name!r}", f"known: {', '.join(sorted(TWINS))} (twin_catalogue/)"
         )
     import torch
     import transformers

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from conformance.checks.base import Check, Context, Pass, PassMode, judge, structure
 from conformance.checks.sharing import SharedJudge
 from conformance.profiles import ByLayer
-from conformance.sites import parse
+from conformance.sites import BLOCK_KINDS, parse
 from conformance.variants import ISOLATION_PROMPTS
 
 if TYPE_CHECKING:
@@ -90,9 +90,15 @@ def _expected_components(context: Context) -> list[str]:
     from conformance.implementations.base import BLOCK_COMPONENTS
 
     fam, layers = context.subject.family, range(context.subject.dims.n_layers)
+    # A port that shows none of a component's sites may wrap the block whole.
+    hidden = set(context.subject.expected_hooks()[1])
+    kinds = [k for k in BLOCK_KINDS if k.name not in fam.absent()]
+    shown = {k.component for k in kinds if k.name not in hidden}
+    whole = {k.component for k in kinds if k.name in hidden} - shown
+    parts = [part for part in BLOCK_COMPONENTS if part not in whole]
     last = ["ln_final"] if fam.ln_final else []
     last += ["ln_encoder"] if fam.encoder_ln_final else []
     names = [*last, "unembed", *(f"blocks.{i}" for i in layers)]
-    for part in BLOCK_COMPONENTS:
+    for part in parts:
         names += [f"blocks.{i}.{part}" for i in layers if getattr(fam.of(i), part) is not None]
     return names

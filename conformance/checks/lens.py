@@ -104,7 +104,8 @@ class _Lens:
 
     def accumulated(self) -> Iterator[Comparison]:
         """Every stream of ``accumulated_resid`` is its site."""
-        mid = self.fam.everywhere("resid_mid")
+        hidden = self.context.subject.expected_hooks()[1]
+        mid = self.fam.everywhere("resid_mid") and "resid_mid" not in hidden
         stack, labels = self.cache.accumulated_resid(incl_mid=mid, return_labels=True)
         kinds = ("pre", "mid") if mid else ("pre",)
         due = {f"{i}_{k}": f"blocks.{i}.resid_{k}" for i in range(self.last + 1) for k in kinds}

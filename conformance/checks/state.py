@@ -87,10 +87,19 @@ class State:
         yield from _same_members(frozenset(), left, "a hook was left on it")
 
 
+#: Where transformers has the hooks that it installs the first time an output is asked for.
+_LAZILY = "transformers.utils.output_capturing"
+
+
 def hooks_of(subject: LensModel) -> dict[str, int]:
-    """Module -> number of hooks registered with torch."""
+    """Module -> number of hooks registered with torch, without those that transformers installs
+    for good when attentions or hidden states are first asked for: they do nothing by themselves."""
     return {
-        name: sum(len(getattr(module, store)) for store in _HOOK_STORES)
+        name: sum(
+            getattr(hook, "__module__", "") != _LAZILY
+            for store in _HOOK_STORES
+            for hook in getattr(module, store).values()
+        )
         for name, module in _modules(subject.model).items()
     }
 

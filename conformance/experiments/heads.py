@@ -92,7 +92,7 @@ class Heads(Experiment):
 
         told = _told(on)
         config = on.model.config
-        cap = facts.first(config, "final_logit_softcapping")
+        cap = facts.first(config, "final_logit_softcapping", "logits_soft_cap")
         return {
             "untold": told if isinstance(told, str) else None,
             "answer": None if isinstance(told, str) else told.answer,

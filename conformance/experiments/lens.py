@@ -111,7 +111,7 @@ class Lens(Experiment):
         from conformance.diagnose import facts
 
         config = on.model.config
-        cap = facts.first(config, "final_logit_softcapping")
+        cap = facts.first(config, "final_logit_softcapping", "logits_soft_cap")
         return {
             "scale": facts.logit_scale(config)[0],
             "cap": None if cap is None else float(cap),

@@ -20,7 +20,8 @@ from conformance.families import (
     recurrent,
     seq2seq,
 )
-from conformance.families.base import Dims, Family, dims
+from conformance.families.base import Family
+from conformance.families.sizes import Dims, dims
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The description of one architecture, and the sizes of one checkpoint.
+"""The description of one architecture.
 
 Fields that are None mean that the architecture has no such module; :meth:`Family.absent` turns
 them into the reason that a report gives.
@@ -40,8 +40,12 @@ class Family:
             to; 0 where there is one stack. ``layers`` then describes every layer, with its path.
         encoder_ln_final: the norm after the encoder's last layer.
         embed_weight: where its table is a parameter, if not in ``embed`` itself.
+        windowed: the encoder sees a window around each token and, from and to the first, all
+            (Beltagy et al. 2020), and pads its input to whole windows: its sites are cut to it.
+        unembed_weight: where its table is a parameter, if neither in ``unembed`` nor in ``embed``.
         ln_cross, cross, cross_q, cross_k, cross_v, cross_o: the decoder's attention to the encoder,
             its projections and the norm before it (after it and its sum where ``post_norm``).
+        ln_cross_post: the norm of its output, before it is added.
         attn: the attention module, relative to the block; ``o`` its output projection. None in
             a block that has none; ``o`` also where no one projection is every token's.
         mixer: what mixes positions in attention's place, or beside it: a state-space model, a
@@ -64,7 +68,8 @@ class Family:
         mlp_contribution: module whose output is added to the residual stream, if it is not
             ``mlp`` itself (blocks whose MLP module also adds the residual).
         router, experts: mixture of experts; ``expert_layout`` says how experts are stored.
-        expert_names: what the experts' parameters are called: gate and up, down.
+        expert_names: what the experts' parameters are called: gate and up, down; the modules of
+            one expert's projections, ``{e}`` for its number, where each expert is a module.
         router_output: which of the router's outputs are its logits.
         shared, shared_gate: the expert that every token uses (laid out as a gated MLP), and the
             projection whose sigmoid weights it (None: it is added as it is).
@@ -124,6 +129,9 @@ class Family:
     encoder: int = 0
     encoder_ln_final: str | None = None
     embed_weight: str | None = None
+    unembed_weight: str | None = None
+    windowed: bool = False
+    ln_cross_post: str | None = None
     post_norm: bool = False
     causal: bool = True
     q: str | None = None
@@ -145,7 +153,9 @@ class Family:
     mlp_contribution: str | None = None
     router: str | None = None
     experts: str | None = None
-    expert_layout: Literal["gate_up_out_in", "gate_up_in_out", "interleaved_in_out"] | None = None
+    expert_layout: (
+        Literal["gate_up_out_in", "gate_up_in_out", "interleaved_in_out", "modules"] | None
+    ) = None
     expert_names: tuple[str, str] = ("gate_up_proj", "down_proj")
     router_output: int = 0
     shared: str | None = None
@@ -299,115 +309,3 @@ _MLP = ("mlp.router_logits", *_NEURONS, "mlp.out", "mlp_out")
 def like(base: Family, architecture: str, **changes: Any) -> Family:
     """A description that differs from another in some fields."""
     return dataclasses.replace(base, architecture=architecture, **changes)
-
-
-@dataclass(frozen=True, slots=True)
-class Dims:
-    """Sizes of one checkpoint's language model, read from its HuggingFace config.
-
-    ``d_head`` is that of queries and keys, ``d_head_v`` that of values. ``windows`` has for each
-    layer how many tokens back it sees, itself included; ``chunks`` the length of the chunks that
-    see nothing of each other (empty: no layer has any). ``stand_ins`` counts the last ids, which
-    stand for images and sounds.
-    """
-
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    d_model: int
-    d_head: int
-    d_vocab: int
-    n_ctx: int
-    n_experts: int
-    windows: tuple[int | None, ...]
-    d_head_v: int
-    chunks: tuple[int | None, ...] = ()
-    stand_ins: int = 0
-
-    @property
-    def n_ids(self) -> int:
-        """Ids below this one are text."""
-        return self.d_vocab - self.stand_ins
-
-    def chunk(self, layer: int) -> int | None:
-        """The length of a layer's chunks, or None."""
-        return self.chunks[layer] if self.chunks else None
-
-    @property
-    def group(self) -> int:
-        """Query heads per key/value head."""
-        return self.n_heads // max(1, self.n_kv_heads)
-
-
-def _first(config: Any, *names: str, default: Any = None) -> Any:
-    for name in names:
-        value = getattr(config, name, None)
-        if value is not None:
-            return value
-    return default
-
-
-#: How names of settings end whose token stands for an image or a sound, or for its bounds.
-_STAND_INS = ("_token_id", "_token_index")
-_OF_TEXT = ("_pad", "pad", "bos", "eos", "decoder_start", "sep", "unk", "mask", "cls")
-
-
-def _stand_ins(config: Any, d_vocab: int) -> int:
-    """How many of the last ids stand for images and sounds."""
-    stated = {k: v for k, v in config.to_dict().items() if k.endswith(_STAND_INS)}
-    found = [
-        v
-        for k, v in stated.items()
-        if isinstance(v, int) and d_vocab // 2 < v < d_vocab and not k.startswith(_OF_TEXT)
-    ]
-    return d_vocab - min(found, default=d_vocab)
-
-
-def dims(config: Any) -> Dims:
-    """Sizes from a HuggingFace config, whatever its architecture calls them."""
-    whole, config = config, config.get_text_config()
-    n_layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    if config.model_type in ("t5", "mt5", "switch_transformers"):
-        n_layers = config.num_layers + config.num_decoder_layers
-    elif getattr(config, "encoder_layers", None):
-        n_layers = config.encoder_layers + config.decoder_layers
-    n_heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads", default=0)
-    d_model = _first(config, "hidden_size", "n_embd", "d_model")
-    n_kv = _first(config, "num_key_value_heads", "num_kv_heads", default=n_heads)
-    if config.model_type == "falcon" and not config.new_decoder_architecture:
-        n_kv = 1 if config.multi_query else n_heads
-    if config.model_type == "gpt_bigcode":
-        n_kv = 1 if config.multi_query else n_heads
-    layer_types = _first(config, "layer_types")
-    chunked = "chunked_attention" in (layer_types or ())
-    kinds = layer_types if chunked else ()
-    window = _first(config, "sliding_window", "window_size")
-    if config.model_type == "gpt_neo":
-        windows = tuple(window if t == "local" else None for t in config.attention_layers)
-    elif layer_types is not None:
-        windows = tuple(window if t == "sliding_attention" else None for t in layer_types)
-    else:
-        windows = (window if isinstance(window, int) else None,) * n_layers
-    d_head = _first(config, "head_dim", "d_kv", default=d_model // max(1, n_heads))
-    latent = _first(config, "kv_lora_rank") is not None
-    if latent:  # whose head_dim, if any, is that of the rotated part
-        d_head = config.qk_nope_head_dim + config.qk_rope_head_dim
-    n_ctx = _first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=2048)
-    if config.model_type == "roberta":
-        n_ctx -= config.pad_token_id + 1  # rows before position 0
-    return Dims(
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_kv,
-        d_model=d_model,
-        d_head=d_head,
-        chunks=tuple(
-            config.attention_chunk_size if t == "chunked_attention" else None for t in kinds
-        ),
-        d_head_v=config.v_head_dim if latent else d_head,
-        d_vocab=config.vocab_size,
-        stand_ins=0 if whole is config else _stand_ins(whole, config.vocab_size),
-        n_ctx=n_ctx,
-        n_experts=_first(config, "num_local_experts", "num_experts", "n_routed_experts", default=0),
-        windows=windows,
-    )

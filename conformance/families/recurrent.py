@@ -86,6 +86,23 @@ def _lfm2_moe(config: Any) -> Family:
     return like(plain, plain.architecture, layers=(*plain.layers[:first], *sparse.layers[first:]))
 
 
+def _recurrent_gemma(config: Any) -> Family:
+    """Griffin (De et al. 2024): two gated linear recurrences, then attention within a window."""
+    base = like(
+        LLAMA,
+        "RecurrentGemmaForCausalLM",
+        attn="temporal_block",
+        **{part: f"temporal_block.{part}_proj" for part in "qkvo"},
+        ln1="temporal_pre_norm",
+        ln2="channel_pre_norm",
+        **gated("mlp_block"),
+        ln_final="model.final_norm",
+        norm_offset=True,
+        embed_multiplier=float(config.hidden_size) ** 0.5,
+    )
+    return mixed(base, config.layers_block_type, "temporal_block")
+
+
 def _falcon_h1(config: Any) -> Family:
     """Attention and a state-space model side by side: both read one norm's output."""
     return like(
@@ -212,6 +229,7 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "BambaForCausalLM": _bamba,
     "Lfm2ForCausalLM": _lfm2,
     "Lfm2MoeForCausalLM": _lfm2_moe,
+    "RecurrentGemmaForCausalLM": _recurrent_gemma,
     "FalconH1ForCausalLM": _falcon_h1,
     "GraniteMoeHybridForCausalLM": _granite_hybrid,
     "NemotronHForCausalLM": _nemotron_h,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from conformance.errors import ImplementationError
-from conformance.sites import parse
+from conformance.sites import KINDS, parse
 
 if TYPE_CHECKING:
     from conformance.families import Dims, Family
@@ -34,7 +34,8 @@ UNEDITABLE: Mapping[str, str] = {
 
 #: Components of a block that isolation feeds separately, in order.
 BLOCK_COMPONENTS: tuple[str, ...] = (
-    *("ln1", "attn", "mixer", "ln1_post", "ln_cross", "cross", "ln2", "mlp", "ln2_post"),
+    *("ln1", "attn", "mixer", "ln1_post", "ln_cross", "cross", "ln_cross_post", "ln2", "mlp"),
+    "ln2_post",
 )
 
 
@@ -122,13 +123,45 @@ def stored_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def shaped(emit: OnSite, prompt: Prompt) -> OnSite:
-    """Give back batch and position to what a block flattened (OPT's MLP) or broadcast."""
+def for_each_row(tensor: torch.Tensor, kind: str, prompt: Prompt) -> torch.Tensor:
+    """What serves all rows of a batch (a table of positions), as a view with all of them.
+
+    An edit can then tell rows apart.
+
+    Args:
+        tensor: a site of this kind, [batch, ...], [1, ...], or without the first dimension.
+    """
+    axes, (batch, pos) = KINDS[kind].axes, prompt.tokens.shape
+    if axes[0] != "batch" or batch == 1:
+        return tensor
+    if axes[1] == "pos" and tensor.ndim == len(axes) - 1 and tensor.shape[0] == pos:
+        tensor = tensor[None]
+    return tensor.expand(batch, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor
+
+
+def asked(fam: Family, prompt: Prompt) -> dict[str, torch.Tensor]:
+    """What a model is given besides a prompt's own: which tokens see, and are seen by, all."""
+    if not fam.windowed:
+        return {}
+    everywhere = torch.zeros_like(prompt.tokens)
+    everywhere[:, 0] = 1
+    return {"global_attention_mask": everywhere}
+
+
+def shaped(emit: OnSite, prompt: Prompt, fam: Family | None = None) -> OnSite:
+    """Give back batch and position to what a block flattened (OPT's MLP) or broadcast.
+
+    Args:
+        fam: whose encoder may have padded its input, which is cut off again.
+    """
     batch, pos = prompt.tokens.shape
+    padded = fam is not None and fam.windowed
 
     def emit_shaped(name: str, tensor: torch.Tensor) -> None:
         axes = parse(name).axes
         if axes[:2] == ("batch", "pos"):
+            if padded:
+                tensor = tensor.narrow(tensor.ndim - len(axes) + 1, 0, pos)
             if tensor.ndim == len(axes) - 1:
                 tensor = tensor.unflatten(0, (-1, pos))
             if tensor.shape[0] == 1 != batch:

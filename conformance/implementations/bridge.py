@@ -60,6 +60,14 @@ class BridgeModel(LensModel):
             return "hook_resid_mid2"
         return "ln_cross.hook_out" if self.family.post_norm else "ln2.hook_in"
 
+    def _crossed(self) -> str:
+        """The component whose output a decoder's attention to its encoder adds to the stream."""
+        return "ln_cross_post" if any(own.ln_cross_post for own in self.family.every) else "cross"
+
+    @property
+    def _two_embeddings(self) -> bool:
+        return hasattr(self.model, "encoder_embed")
+
     def _part(self, layer: int, name: str) -> tuple[str, Any] | None:
         """What the bridge calls a component of a block, and its module.
 
@@ -128,8 +136,11 @@ class BridgeModel(LensModel):
         return any(own.kv_latent for own in self.family.every)
 
     def hook_table(self) -> dict[str, str]:
+        # Two tables: the encoder's is the first.
+        apart = {"embed": "encoder_embed.hook_out"} if self._two_embeddings else {}
         return {
             **HOOKS,
+            **apart,
             **(_LATENT_HOOKS if self._latent else {}),
             "ln1": "blocks.{l}.ln1.hook_out",
             "ln2": "blocks.{l}.ln2.hook_out",
@@ -144,7 +155,7 @@ class BridgeModel(LensModel):
                 f"cross_attn.{kind}": f"blocks.{{l}}.cross.hook_{shown}"
                 for kind, shown in _CROSS_HOOKS
             },
-            "cross_attn_out": "blocks.{l}.cross.hook_out",
+            "cross_attn_out": f"blocks.{{l}}.{self._crossed()}.hook_out",
             "resid_cross": f"blocks.{{l}}.{self._after_crossing()}",
             "ln_encoder": "encoder_ln_final.hook_out",
             "ln_final": "decoder_ln_final.hook_out" if self.family.encoder else "ln_final.hook_out",
@@ -201,11 +212,7 @@ class BridgeModel(LensModel):
             name.replace("_original_component.", ""): p.detach()
             for name, p in self.model.named_parameters()
         }
-        bias = f"{self.family.unembed}.bias"
-        if self.family.unembed_bias == _LOGITS_BIAS and bias in found:
-            # The bridge moves this buffer into the bias of the unembedding.
-            found[_LOGITS_BIAS] = found.pop(bias)[None] + self._buffers()[_LOGITS_BIAS]
-        return found
+        return self._with_logits_bias(found, self._buffers())
 
     def _buffers(self) -> dict[str, torch.Tensor]:
         return {
@@ -213,9 +220,23 @@ class BridgeModel(LensModel):
             for name, buffer in stored_buffers(self.model.original_model).items()
         }
 
+    def _with_logits_bias(
+        self, found: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """What is added to the logits, under HuggingFace's name.
+
+        The bridge moves that buffer into the bias of the unembedding, which it makes: a parameter,
+        or a buffer where the unembedding is tied.
+        """
+        bias = f"{self.family.unembed}.bias"
+        if self.family.unembed_bias == _LOGITS_BIAS and bias in found:
+            found[_LOGITS_BIAS] = found.pop(bias)[None] + buffers[_LOGITS_BIAS]
+        return found
+
     def raw_buffers(self) -> dict[str, torch.Tensor]:
-        moved = _LOGITS_BIAS in self.raw_parameters()
-        return {k: v for k, v in self._buffers().items() if not (moved and k == _LOGITS_BIAS)}
+        moved, found = _LOGITS_BIAS in self.raw_parameters(), self._buffers()
+        found = self._with_logits_bias(found, dict(found))
+        return {k: v for k, v in found.items() if not (moved and k == _LOGITS_BIAS)}
 
     def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:
         found: dict[str, PortWeight] = {}

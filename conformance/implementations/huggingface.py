@@ -23,7 +23,9 @@ from conformance.implementations.base import (
     Edits,
     Force,
     OnSite,
+    asked,
     first_tensor,
+    for_each_row,
     hooked_inputs,
     replace_input,
     shaped,
@@ -78,6 +80,11 @@ class _AttentionTap(TorchFunctionMode):
 
     def leave(self) -> None:
         self._layer = None
+
+    @property
+    def _rotates(self) -> bool:
+        """Whether this attention rotates: a decoder's to its encoder never does."""
+        return self._family.rotary and self._part == "attn"
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -158,7 +165,7 @@ class _AttentionTap(TorchFunctionMode):
 
     def _softmax(self, scores: torch.Tensor, pattern: torch.Tensor) -> None:
         at = f"blocks.{self._layer}.{self._part}."
-        rotated_last = self._family.rotary and not self._family.qk_norm_rotated
+        rotated_last = self._rotates and not self._family.qk_norm_rotated
         if rotated_last and self._product is not None:
             q, k = self._product[0], self._product[1].transpose(-1, -2)
             if k.shape[1] == self._dims.n_heads != self._dims.n_kv_heads:
@@ -255,9 +262,12 @@ class HuggingFaceModel:
     ) -> torch.Tensor:
         """See :class:`conformance.implementations.base.Implementation`."""
         inputs = {"input_ids": prompt.tokens, **prompt.given(self.dtype)}
+        inputs |= asked(self.family, prompt)
         if self.family.encoder:  # teacher forcing: what comes out is what went in
-            start = torch.full_like(prompt.tokens[:, :1], self.config.decoder_start_token_id)
+            start = torch.full_like(prompt.tokens[:, :1], self._decoder_start())
             inputs["decoder_input_ids"] = torch.cat([start, prompt.tokens[:, :-1]], dim=1)
+            # Said, because T5Gemma masks padding that it finds in these, unless it keeps a cache.
+            inputs["decoder_attention_mask"] = torch.ones_like(prompt.tokens)
         if prompt.mask is not None:
             inputs["attention_mask"] = prompt.mask
             if self._takes_position_ids:
@@ -270,15 +280,21 @@ class HuggingFaceModel:
             batch, pos = prompt.tokens.shape
             inputs["position_ids"] = torch.arange(pos).repeat(batch, 1)
         by_tap = _EDITED_BY_TAP[2 if self.family.qk_norm_rotated else 0 :]
-        tapped = _editing(shaped(on_site, prompt), prompt, edits, by_tap) if edits else None
+        emit = shaped(on_site, prompt, self.family)
+        tapped = _editing(emit, prompt, edits, by_tap, self.family) if edits else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.session(grad=grad))
-            stack.enter_context(self._tapped(tapped or shaped(on_site, prompt), edits or {}))
+            stack.enter_context(self._tapped(tapped or emit, edits or {}, prompt))
             second = ("ln_final",) if self.family.one_norm else ()
             forced = hooked_inputs(self.components(), force, on_input, second=second)
             stack.enter_context(forced)
             logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
         return logits
+
+    def _decoder_start(self) -> int:
+        """The first token that a decoder is given, as HuggingFace shifts labels to the right."""
+        stated = getattr(self.model.config, "decoder_start_token_id", None)
+        return int(self.config.bos_token_id if stated is None else stated)
 
     @contextlib.contextmanager
     def session(self, *, grad: bool = False) -> Iterator[None]:
@@ -287,16 +303,23 @@ class HuggingFaceModel:
             yield
 
     @contextlib.contextmanager
-    def _tapped(self, emit: OnSite, edits: Edits) -> Iterator[None]:
+    def _tapped(self, emit: OnSite, edits: Edits, prompt: Prompt) -> Iterator[None]:
         fam, d = self.family, self.dims
         tap = _AttentionTap(fam, d, emit, edits)
         with contextlib.ExitStack() as stack:
 
-            def after(path: str, use: Callable[[torch.Tensor], None], index: int = 0) -> None:
+            def after(
+                path: str,
+                use: Callable[[torch.Tensor], None],
+                index: int = 0,
+                *,
+                table: bool = False,
+            ) -> None:
                 def hook(_: Any, __: Any, output: Any) -> Any:
                     shown = output[index] if index else first_tensor(output)
                     if not edits or index:
                         return use(shown)
+                    shown = for_each_row(shown, "pos_embed", prompt) if table else shown
                     use(shown := shown.clone())
                     if isinstance(output, torch.Tensor):
                         return shown
@@ -331,7 +354,7 @@ class HuggingFaceModel:
                 if fam.ln_final:
                     after(fam.ln_final, to("ln_final"))
             if fam.pos_embed:
-                after(fam.pos_embed, to("pos_embed"))
+                after(fam.pos_embed, to("pos_embed"), table=True)
             for layer in range(d.n_layers):
                 self._tap_block(layer, tap, before, after, emit)
             stack.enter_context(tap)
@@ -405,8 +428,9 @@ class HuggingFaceModel:
             )
 
         self._tap_projections(layer, before, after, heads, emit)
-        before(at(fam.attn), lambda _: tap.enter(layer))
-        after(at(fam.attn), lambda _: tap.leave())
+        if "attn.pattern" not in fam.notes:
+            before(at(fam.attn), lambda _: tap.enter(layer))
+            after(at(fam.attn), lambda _: tap.leave())
         if fam.o:
             before(at(fam.o), lambda t: to("attn.z")(t.unflatten(-1, (d.n_heads, d.d_head_v))))
         out = at(fam.o or fam.attn)
@@ -432,8 +456,9 @@ class HuggingFaceModel:
         assert fam.ln_cross
 
         def heads(part: str) -> Callable[[torch.Tensor], None]:
+            count = d.n_kv_heads if part in "kv" else d.n_heads
             return lambda t: emit(
-                f"blocks.{layer}.cross_attn.{part}", t.unflatten(-1, (d.n_heads, d.d_head))
+                f"blocks.{layer}.cross_attn.{part}", t.unflatten(-1, (count, d.d_head))
             )
 
         if fam.post_norm:
@@ -446,7 +471,7 @@ class HuggingFaceModel:
         before(fam.at(fam.cross, layer), lambda _: tap.enter(layer, "cross_attn"))
         after(fam.at(fam.cross, layer), lambda _: tap.leave())
         before(fam.at(fam.cross_o, layer), heads("z"))
-        after(fam.at(fam.cross_o, layer), to("cross_attn_out"))
+        after(fam.at(fam.ln_cross_post or fam.cross_o, layer), to("cross_attn_out"))
 
     def _tap_projections(
         self,
@@ -487,6 +512,8 @@ class HuggingFaceModel:
         elif fam.q:
             for name, count in counts.items():
                 path = fam.at(getattr(fam, name), layer)
+                if f"attn.{name}" in fam.notes:
+                    continue
                 if name == "q" and fam.q_gated:
                     after(path, lambda t: emit(f"blocks.{layer}.attn.q", split_gated(t, d)[0]))
                 else:
@@ -561,7 +588,9 @@ def _times(factor: float, use: Callable[[torch.Tensor], None]) -> Callable[[torc
     return scaled
 
 
-def _editing(emit: OnSite, prompt: Prompt, edits: Edits, by_tap: tuple[str, ...]) -> OnSite:
+def _editing(
+    emit: OnSite, prompt: Prompt, edits: Edits, by_tap: tuple[str, ...], fam: Family
+) -> OnSite:
     """Edit a site, then emit it. Layouts are views: an edit of the view is one of the tensor.
 
     Args:
@@ -573,7 +602,7 @@ def _editing(emit: OnSite, prompt: Prompt, edits: Edits, by_tap: tuple[str, ...]
         if edit is not None:
             view.copy_(edit(view.clone()))
 
-    shaped_edit = shaped(edit_inside, prompt)
+    shaped_edit = shaped(edit_inside, prompt, fam)
 
     def both(name: str, tensor: torch.Tensor) -> None:
         if not name.endswith(by_tap):

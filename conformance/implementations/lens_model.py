@@ -20,13 +20,14 @@ from conformance.implementations.base import (
     Edits,
     Force,
     OnSite,
+    asked,
     first_tensor,
+    for_each_row,
     hooked_inputs,
     shaped,
 )
 from conformance.precision import promoted
 from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS, parse
-from conformance.sites import KINDS as SITES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -62,6 +63,8 @@ _SPLIT_ROTARY = "the port leaves rotation to HuggingFace's own attention and sho
 
 _WHOLE = "the port wraps the module of each block whole and shows nothing inside"
 
+_BLOCK = "the port wraps each block whole and shows nothing inside"
+
 #: (subject class, architecture or "*", site kind) -> why its hook does not exist or never fires.
 NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
     **{
@@ -89,6 +92,11 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             *("attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.z"),
             *("mlp.pre", "mlp.post"),
         )
+    },
+    **{
+        ("TransformerBridge", "RecurrentGemmaForCausalLM", kind.name): _BLOCK
+        for kind in BLOCK_KINDS
+        if kind.name not in ("resid_pre", "resid_post")
     },
     **{
         ("HookedTransformer", "*", kind): "no hook between the norm and the rotation"
@@ -255,7 +263,7 @@ class LensModel(ABC):
         edits: Edits,
         grad: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        emit = shaped(on_site, prompt)
+        emit = shaped(on_site, prompt, self.family)
         sites, _ = self.expected_hooks()
         known = self.model.hook_dict
         modules = self.module_sites()
@@ -305,7 +313,7 @@ class LensModel(ABC):
 
     def run_options(self, prompt: Prompt) -> dict[str, Any]:
         """What every call of :attr:`model` on a prompt needs besides its tokens and mask."""
-        return {}
+        return {**asked(self.family, prompt)}
 
     def loss_options(self, prompt: Prompt) -> dict[str, Any]:
         """The same where a loss is asked for: an encoder and a decoder are told of what."""
@@ -340,13 +348,8 @@ class LensModel(ABC):
         if edit is None:
             return read
 
-        batch = prompt.tokens.shape[0]
-        per_row = SITES[kind].axes[0] == "batch"
-
         def change(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
-            if per_row and tensor.shape[0] == 1 != batch:  # one table of positions for all rows
-                tensor = tensor.expand(batch, *tensor.shape[1:])
-            changed = tensor.clone()
+            changed = for_each_row(tensor, kind, prompt).clone()
             # Layouts are views: an edit of the view is one of what goes back.
             edit_inside(site, changed if convert is None else convert(changed))
             read(changed, hook)
@@ -355,7 +358,7 @@ class LensModel(ABC):
         def inside(_: str, view: torch.Tensor) -> None:
             view.copy_(edit(view.clone()))
 
-        edit_inside = shaped(inside, prompt)
+        edit_inside = shaped(inside, prompt, self.family)
         return change
 
     def module_sites(self) -> dict[str, torch.nn.Module]:

@@ -166,7 +166,7 @@ def twin_of(name: str) -> str:
         near = difflib.get_close_matches(name, sorted(known), n=3)
         raise ConformanceError(
             f"no architecture or twin named {name!r}",
-            f"did you mean {' or '.join(near)}?" if near else "see twin_catalogue.py for them",
+            f"did you mean {' or '.join(near)}?" if near else "see twin_catalogue/ for them",
         )
     return found
 
