@@ -78,7 +78,8 @@ class Batching(Experiment):
             logits = on.model.run(Prompt(name, tokens[None]), lambda *_: None)
             yield name, project(logits)[0]
         takes = "position_ids" in inspect.signature(on.model.model.forward).parameters
-        if takes and not on.model.family.own_positions:
+        fam = on.model.family
+        if takes and not fam.own_positions and not fam.encoder:  # the encoder's or the decoder's?
             tokens = found["equal0"][None]
             with on.model.session():
                 positions = SHIFT + _arange(tokens)
