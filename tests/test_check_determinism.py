@@ -10,7 +10,7 @@ import twins
 
 from conformance.checks.base import Check, Context
 from conformance.checks.determinism import Determinism
-from conformance.checks.state import State
+from conformance.checks.state import State, hooks_of
 from conformance.faults import state
 
 if TYPE_CHECKING:
@@ -97,3 +97,25 @@ def test_a_state_is_the_bits_of_everything_held(bench: Bench) -> None:
             weight.view(-1)[0].neg_()
     assert any("changed by hand" in c.note for c in changed)
     assert all(c.ok for c in State.of(bench.exact).changed_since(before, "by hand"))
+
+
+def test_hooks_that_transformers_installs_for_good_are_not_counted(bench: Bench) -> None:
+    from transformers.utils.output_capturing import install_all_output_capturing_hooks
+
+    before = hooks_of(bench.exact)
+    layer = bench.exact.model.original_model.model.layers[0]
+    by_hand = layer.register_forward_hook(lambda *_: None)
+    try:
+        assert sum(hooks_of(bench.exact).values()) == sum(before.values()) + 1
+        stores = [m._forward_hooks for m in bench.exact.model.original_model.modules()]
+        held = [set(store) for store in stores]
+        install_all_output_capturing_hooks(bench.exact.model.original_model)
+        installed = sum(len(set(s) - h) for s, h in zip(stores, held, strict=True))
+        assert installed > 0
+        assert sum(hooks_of(bench.exact).values()) == sum(before.values()) + 1
+        for store, kept in zip(stores, held, strict=True):
+            for key in set(store) - kept:
+                del store[key]
+    finally:
+        by_hand.remove()
+    assert hooks_of(bench.exact) == before

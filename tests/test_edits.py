@@ -38,6 +38,9 @@ KINDS = (
     "nanochat",
     "bitnet",
     "xglm",
+    "pegasus",
+    "t5gemma",
+    "led",
 )
 
 

@@ -204,7 +204,7 @@ def test_what_is_not_exposed_is_really_nowhere(cls: str, twin: str, twin_cache: 
             and tensor.is_floating_point()
             and not name.endswith("_norm.hook_in")
         }
-        assert len(shown) > 10
+        assert len(shown) > 1
         visible = found[at + "resid_pre"].flatten().sort().values
         assert any(_equal(visible, v) for v in shown.values()), "the search finds what is there"
         truth = found[at + kind].flatten().sort().values

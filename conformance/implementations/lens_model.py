@@ -94,9 +94,12 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
         )
     },
     **{
-        ("TransformerBridge", "RecurrentGemmaForCausalLM", kind.name): _BLOCK
-        for kind in BLOCK_KINDS
-        if kind.name not in ("resid_pre", "resid_post")
+        ("TransformerBridge", "RecurrentGemmaForCausalLM", kind): _BLOCK
+        for kind in (
+            *("ln1", "attn.q", "attn.k", "attn.v", "attn.rot_q", "attn.rot_k", "attn.scores"),
+            *("attn.pattern", "attn.z", "attn_out", "mixer_out", "resid_mid", "ln2"),
+            *("mlp.pre", "mlp.pre_linear", "mlp.post", "mlp_out"),
+        )
     },
     **{
         ("HookedTransformer", "*", kind): "no hook between the norm and the rotation"
