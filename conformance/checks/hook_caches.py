@@ -54,9 +54,6 @@ def caches(
     if pre in whole:
         site = f"blocks.{last}.resid_pre"
         yield identical(whole[pre], stopped, site=site, on="sixteen twice, stop_at_layer returns")
-    _, alone = cached(one)
-    _, part = cached(one, remove_batch_dim=True)
-    yield from _parts(alone, part, names, sites, "remove_batch_dim", _first_of_batch)
     pos = one.tokens.shape[1] // 2
     how = f"pos_slice={pos}"
 
@@ -79,6 +76,10 @@ def caches(
         yield from _parts(full, part, of, sites, how, _at(pos))
 
     yield from sliced(names)
+    # Last: where it raises, nothing that could be compared is lost.
+    _, alone = cached(one)
+    _, part = cached(one, remove_batch_dim=True)
+    yield from _parts(alone, part, names, sites, "remove_batch_dim", _first_of_batch)
 
 
 def _parts(
