@@ -144,7 +144,7 @@ def test_a_small_port_takes_what_is_predicted(twin_cache: Path) -> None:
     from conformance.runner import Runner
     from conformance.selection import Case
 
-    model, checks = twin_model("gpt2"), ("weights", "logits")
+    model, checks = twin_model("gpt2"), ("weights",)
     spec = Spec(models=(model,), subjects={}, path=Path("models.toml"), sha256="0" * 64)
     cases = [Case(model.id, "bridge", check) for check in checks]
     with Isolation(threads=1) as children:
@@ -236,7 +236,7 @@ def test_the_table_is_sorted_and_names_what_is_unknown(tmp_path: Path) -> None:
         "nobody/knows",
     ]
     assert "beyond" in lines[2]
-    assert "weight processing" in lines[2]
+    assert "gradients" in lines[2]
     assert "not among those known" in lines[3]
     found = json.loads(CliRunner().invoke(app, ["tiers", "--models", str(path), "--json"]).stdout)
     assert found[0]["tier"] == "free"
