@@ -27,9 +27,9 @@ _TOUCHED = 60_000_000
 _GATHERED = 60_000_000
 #: What transformers maps of a checkpoint while it loads: its weights, mostly in float32 at most.
 _STORED = 4
-#: How often TransformerLens's weight processing holds what it copies, besides the model's own: the
-#: two tables of tokens, and the rest where they are tied or not (measured: docs/footprint.md).
-_TABLES, _BLOCKS = 6, {True: 2.3, False: 1.25}
+#: How often TransformerLens's weight processing holds a table of tokens, and the rest, besides the
+#: model's own: where the two tables are tied, and where not (measured: docs/footprint.md).
+_COPIED: Mapping[bool, tuple[float, float]] = {True: (5, 2.7), False: (6, 1.25)}
 #: Tensors that the reference's trace holds on to, and how many a block gives (trace.py).
 _KEPT_BLOCKS = 3
 #: Matrices [head, query, key] that eager attention has at once: scores, masked, pattern, a copy.
@@ -200,10 +200,11 @@ class _Run:
 
     def _processed(self) -> dict[str, int]:
         """What weight processing copies: all but experts; a tied unembedding gets a table too."""
-        blocks = _F64 * (self.shape.blocks - self.shape.experts)
+        tables, blocks = _COPIED[self.shape.tied]
+        size = _F64 * (self.shape.blocks - self.shape.experts)
         return {
-            "copies of blocks": round(_BLOCKS[self.shape.tied] * blocks),
-            "copies of tables": _TABLES * self.table,
+            "copies of blocks": round(blocks * size),
+            "copies of tables": round(tables * self.table),
         }
 
     def _phase(self, name: str, side: str, times: int, *, blocks: int) -> Phase:
