@@ -209,6 +209,6 @@ def near_tie(reference_error: float, dtype: str) -> tuple[float, str]:
 
 
 #: What a machine must have of memory, over what a run is predicted to need: 15 %, which predictions
-#: are held to. Peaks of runs lay up to 4 % off theirs (docs/footprint.md); other versions of the
+#: are held to. Peaks of runs lay up to 8 % off theirs (docs/footprint.md); other versions of the
 #: libraries, and architectures that were not measured, may lie further off.
 FOOTPRINT_MARGIN = 1.15

@@ -29,7 +29,7 @@ from conformance.footprint.shapes import (
 from conformance.footprint.table import Row, rows
 from conformance.jobs import Limit
 from conformance.selection import SelectionError
-from conformance.spec import BEYOND, Memory, Spec, Tier, load_spec
+from conformance.spec import BEYOND, Memory, Spec, Tier, TwinSource, load_spec
 
 GPT2 = Shape(124_439_808, 12, 768, 12, 12, 64, 3072, 50257, 1024, tied=True)
 
@@ -136,6 +136,32 @@ def test_experts_are_held_but_not_processed() -> None:
     assert predict(experts, checks=["gradients"]) == predict(GPT2, checks=["gradients"])
 
 
+def measured() -> dict[str, tuple[float, float]]:
+    """Model -> predicted and measured peak of its larger process, in MB: docs/footprint.md."""
+    found: dict[str, tuple[float, float]] = {}
+    for line in Path("docs/footprint.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 9 and cells[7].endswith("%"):
+            told = (float(cells[5].split()[0]), float(cells[6].split()[0]))
+            found[cells[1]] = max(found.get(cells[1], (0.0, 0.0)), told, key=lambda x: x[1])
+    return found
+
+
+def test_predictions_are_near_what_was_measured() -> None:
+    models = load_spec(Path("benchmarks/scaled.toml")).models
+    found = measured()
+    assert len(found) == len(models) + 2
+    for model in models:
+        assert isinstance(model.source, TwinSource)
+        predicted, peak = found[model.id]
+        now = predict(of_twin(model.source.twin, model.source.config)).sides["subject"].total / 1e6
+        assert round(now) == predicted, f"{model.id}: docs/footprint.md is of another prediction"
+        assert abs(predicted / peak - 1) < FOOTPRINT_MARGIN - 1
+    for name in ("SmolLM2 135M", "microformer"):
+        predicted, peak = found[name]
+        assert abs(predicted / peak - 1) < 0.1
+
+
 def test_a_small_port_takes_what_is_predicted(twin_cache: Path) -> None:
     """Peaks of real processes, the imports included: of a twin there is not much else."""
     from twins import twin_model
@@ -144,7 +170,7 @@ def test_a_small_port_takes_what_is_predicted(twin_cache: Path) -> None:
     from conformance.runner import Runner
     from conformance.selection import Case
 
-    model, checks = twin_model("gpt2"), ("weights", "logits")
+    model, checks = twin_model("gpt2"), ("weights",)
     spec = Spec(models=(model,), subjects={}, path=Path("models.toml"), sha256="0" * 64)
     cases = [Case(model.id, "bridge", check) for check in checks]
     with Isolation(threads=1) as children:
@@ -236,7 +262,7 @@ def test_the_table_is_sorted_and_names_what_is_unknown(tmp_path: Path) -> None:
         "nobody/knows",
     ]
     assert "beyond" in lines[2]
-    assert "weight processing" in lines[2]
+    assert "gradients" in lines[2]
     assert "not among those known" in lines[3]
     found = json.loads(CliRunner().invoke(app, ["tiers", "--models", str(path), "--json"]).stdout)
     assert found[0]["tier"] == "free"

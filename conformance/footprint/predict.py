@@ -27,9 +27,9 @@ _TOUCHED = 60_000_000
 _GATHERED = 60_000_000
 #: What transformers maps of a checkpoint while it loads: its weights, mostly in float32 at most.
 _STORED = 4
-#: Copies of its weights that TransformerLens's weight processing holds besides the model's own:
-#: converted to its layout, folded, and set (measured: docs/footprint.md).
-_PROCESSED = 3
+#: How often TransformerLens's weight processing holds a table of tokens, and the rest, besides the
+#: model's own: where the two tables are tied, and where not (measured: docs/footprint.md).
+_COPIED: Mapping[bool, tuple[float, float]] = {True: (5, 2.7), False: (6, 1.25)}
 #: Tensors that the reference's trace holds on to, and how many a block gives (trace.py).
 _KEPT_BLOCKS = 3
 #: Matrices [head, query, key] that eager attention has at once: scores, masked, pattern, a copy.
@@ -172,12 +172,8 @@ class _Run:
             yield Phase("hooks", "subject", {**self._weights(2), **self._tables(), **self._rest()})
         if "gradients" in checks:
             # The port's gradients, and the checkpoint's weights that they are pulled back to.
-            yield Phase(
-                "gradients",
-                "subject",
-                {**self._weights(3), **self._tables(), **stored, **self._rest()},
-            )
-        processed = {"weight processing": self._processed()}
+            yield Phase("gradients", "subject", {**self._weights(3), **stored, **self._rest()})
+        processed = self._processed()
         if "processing" in checks:
             # The model that other checks go on with, and one loaded anew.
             yield Phase(
@@ -202,11 +198,14 @@ class _Run:
         """Gradients of a table are as large as it, once for each use and once for their sum."""
         return {"gradients of the tables": (2 if self.shape.tied else 1) * self.table}
 
-    def _processed(self) -> int:
-        """What weight processing copies: all but experts; an unembedding that was the embedding."""
-        shape = self.shape
-        copied = _PROCESSED * _F64 * (shape.parameters - shape.experts)
-        return copied + (self.table if shape.tied else 0)
+    def _processed(self) -> dict[str, int]:
+        """What weight processing copies: all but experts; a tied unembedding gets a table too."""
+        tables, blocks = _COPIED[self.shape.tied]
+        size = _F64 * (self.shape.blocks - self.shape.experts)
+        return {
+            "copies of blocks": round(blocks * size),
+            "copies of tables": round(tables * self.table),
+        }
 
     def _phase(self, name: str, side: str, times: int, *, blocks: int) -> Phase:
         """A forward pass of the longest prompt, of which some blocks' sites are held."""
