@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from conformance.checks.base import Check, Context, agree, same
+from conformance.checks.base import Check, Context, agree, same, structure
 from conformance.experiments.batching import SHIFT, SIDES, padded, sequences, unpadded
 from conformance.experiments.rows import project
 from conformance.prompts import Prompt
@@ -145,6 +145,10 @@ def _like_alone(
         if name == "logits" or name not in alone:
             continue
         square = parse(name).kind == _PATTERN
+        if len(value) != len(prompt.tokens):
+            note = f"shows {len(value)} rows, the batch has {len(prompt.tokens)}"
+            yield structure(name, note, on)
+            continue
         own = value[row][:, keep][:, :, keep] if square else value[row][keep]
         truth = alone[name][0]
         row_dims = 2 if own.ndim == 3 and not square else 1
