@@ -1,6 +1,7 @@
 """Predicted memory beside measured, for ``docs/footprint.md``.
 
-    conformance run --models benchmarks/scaled.toml --subject bridge --out conformance-out-scaled
+    conformance run --models benchmarks/scaled.toml --subject bridge --check weights \\
+        --check gradients --check processing --out conformance-out-scaled
     python benchmarks/footprint.py benchmarks/scaled.toml conformance-out-scaled
 
 The second command takes pairs of a ``models.toml`` and the ``--out`` of a run of it. Peaks are
