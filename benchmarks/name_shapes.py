@@ -38,12 +38,16 @@ NAMES = {
     "experts_per_token": ("num_experts_per_tok",),
 }
 
+#: Windows that the table leaves out, from the config.json of each; of others the class's own is
+#: taken. A twin's is a fraction of its context.
+WINDOWS = {"microsoft/Phi-3-mini-4k-instruct": 2047}
+
 
 def of_twin(twin: Any, facts: dict[str, Any]) -> Any:
     """The shape of the twin's config class at the model's sizes."""
     import transformers
 
-    from conformance.checkpoints.shrink import shrink
+    from conformance.checkpoints.shrink import WINDOW, shrink
     from conformance.footprint.shapes import of_config
 
     default = transformers.AutoConfig.for_model(twin.model_type)
@@ -52,6 +56,9 @@ def of_twin(twin: Any, facts: dict[str, Any]) -> Any:
     changes = dict(twin.config)
     text = dict(changes.get("text_config", {})) if inner else changes
     facts = {"n_key_value_heads": facts["n_heads"], **facts}
+    usual = getattr(known, "sliding_window", None)
+    if usual and text.get("sliding_window", WINDOW) == WINDOW:
+        facts.setdefault("window_size", usual)
     for column, names in NAMES.items():
         for name in names:
             if column in facts and (name in text or hasattr(known, name)):
@@ -108,6 +115,8 @@ def main() -> None:
         if facts is None or "d_vocab" not in facts:
             print(f"{name.hub}: no sizes", file=sys.stderr)
             continue
+        if name.hub in WINDOWS:
+            facts = {"window_size": WINDOWS[name.hub], **facts}
         shape = None
         if name.twin:
             try:

@@ -59,6 +59,9 @@ def rows(spec: Spec, patterns: Sequence[str] = (), dtype: str | None = None) -> 
     Raises:
         SelectionError: a pattern is nobody's.
     """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()  # its advice is for who trains a model
     found = list(_rows(spec, dtype))
     for pattern in patterns:
         if not any(fnmatchcase(row.id, pattern) for row in found):
