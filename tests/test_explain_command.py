@@ -68,6 +68,34 @@ def test_the_command_explains_a_real_defect(folder: Path, twin_cache: Path) -> N
     assert "Traceback" not in done.stderr
 
 
+def test_the_script_of_a_declared_port_runs_from_the_folder_of_its_loader(
+    folder: Path, twin_cache: Path
+) -> None:
+    """One weight of the port is wrong; ``python out/reproduce.py`` says so, as it was told to."""
+    with (folder / "models.toml").open("a") as stream:
+        stream.write('[subjects.bent]\nloader = "bends:load"\n')
+    (folder / "bends.py").write_text(
+        "from transformer_lens.model_bridge import TransformerBridge\n\n\n"
+        "def load(checkpoint, *, dtype, device):\n"
+        "    path = str(checkpoint)\n"
+        "    port = TransformerBridge.boot_transformers(path, dtype=dtype, device=device)\n"
+        "    port.blocks[1].mlp.out.original_component.weight.data[3] += 0.01\n"
+        "    return port\n"
+    )
+    done = _command(folder, twin_cache, "llama-twin", "--subject", "bent", "--out", "out")
+    assert done.returncode == 1, done.stderr
+    assert "blocks.1.mlp.W_out" in done.stdout
+    script = subprocess.run(
+        [sys.executable, "out/reproduce.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert script.returncode == 1, script.stderr
+    assert "blocks.1.mlp_out" in script.stdout
+
+
 def test_a_port_that_dies_is_a_message(folder: Path, twin_cache: Path) -> None:
     done = _command(folder, twin_cache, "llama-twin", "--subject", "dies")
     assert done.returncode == 1

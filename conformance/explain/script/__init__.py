@@ -64,5 +64,8 @@ def _imports(port: Port, body: str) -> str:
     else:
         assert port.loader is not None
         module, _, name = port.loader.partition(":")
-        lines += ["", f"from {module} import {name} as load_subject"]
+        lines.insert(2, "import sys")
+        # A script's own folder is on the path, and not that from which it is called.
+        lines += ["", 'sys.path.append(".")  # run from where the loader can be imported']
+        lines.append(f"from {module} import {name} as load_subject")
     return "\n".join(lines)
