@@ -14,6 +14,7 @@ A port is judged against these numbers, so a second run needs no HuggingFace mod
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -268,9 +269,7 @@ def ensure(
     load = _loader(model, checkpoint, progress)
     with FileLock(str(target) + ".lock"):
         if not _sound(target):
-            for stale in target.parent.glob(f"{model.id}-*"):
-                if stale.is_dir() and len(stale.name) == len(target.name):
-                    shutil.rmtree(stale)
+            _remove_stale(target, model.id)
             work = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
             try:
                 _run(model, checkpoint, load, work, progress)
@@ -282,6 +281,16 @@ def ensure(
             prompts = Reference(target, checkpoint.path, model.architecture, "float64").prompts
             own_error.ensure(target, model.dtype, prompts, load, progress)
     return target
+
+
+def _remove_stale(target: Path, model: str) -> None:
+    """Remove a model's other traces, but for those that another run is at work on."""
+    from filelock import FileLock, Timeout
+
+    for stale in target.parent.glob(f"{model}-*"):
+        if stale.is_dir() and len(stale.name) == len(target.name):
+            with contextlib.suppress(Timeout), FileLock(f"{stale}.lock", timeout=0):
+                shutil.rmtree(stale)
 
 
 def _sound(target: Path) -> bool:

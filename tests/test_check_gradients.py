@@ -97,7 +97,7 @@ def test_a_weights_gradient_is_what_moving_it_does(twin_cache: Path) -> None:
     def loss(sign: int) -> float:
         with torch.no_grad():
             weight.copy_(before + sign * step)
-            return float(loss_of(model.run(prompt, lambda *_: None), prompt.tokens))
+            return float(loss_of(model, model.run(prompt, lambda *_: None), prompt.tokens))
 
     central = (loss(1) - loss(-1)) / 2
     with torch.no_grad():

@@ -30,10 +30,14 @@ torch.set_num_threads(1)
 
 
 def twin_model(twin: str, **fields: Any) -> ModelSpec:
-    """An entry of ``models.toml`` for a twin."""
+    """An entry of ``models.toml`` for a twin.
+
+    A trace replaces others of the same id, and tests that run at the same time share a cache: what
+    asks for other prompts has an id of its own.
+    """
     return ModelSpec.model_validate(
         {
-            "id": f"{twin}-test",
+            "id": "-".join([twin, *fields.get("prompts", ()), "test"]).replace("_", "-"),
             "architecture": TWINS[twin].architecture,
             "source": TwinSource(twin=twin),
             **fields,

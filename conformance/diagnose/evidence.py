@@ -131,7 +131,7 @@ class Scene:
 
     def input(self, component: str) -> torch.Tensor:
         """The reference's input of a component, [batch, pos, d_model]."""
-        whole = component in ("ln_final", "unembed")
+        whole = component in ("ln_encoder", "ln_final", "unembed")
         value = self.evidence.input(self.name, component if whole else self._at(component))
         if value is None:
             raise KeyError(f"no input of {component}")

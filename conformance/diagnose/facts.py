@@ -58,7 +58,8 @@ class Norm:
 
 #: Architectures whose config calls the epsilon of their RMSNorm that of a LayerNorm.
 _RMS_UNSAID = frozenset(
-    f"{name}ForCausalLM" for name in ("Mamba", "Mamba2", "FalconMamba", "NemotronH")
+    [f"{name}ForCausalLM" for name in ("Mamba", "Mamba2", "FalconMamba", "NemotronH")]
+    + [f"{name}ForConditionalGeneration" for name in ("T5", "MT5", "LongT5", "SwitchTransformers")]
 )
 
 

@@ -25,15 +25,18 @@ COMPONENTS = {
     "ln2": "ln2",
     "attn_out": "ln1_post",
     "mlp_out": "ln2_post",
+    "ln_encoder": "ln_encoder",
     "ln_final": "ln_final",
     "embed": "embed_ln",
 }
+#: Component -> what a family calls its path, where that is another name.
+_FIELDS = {"ln_encoder": "encoder_ln_final"}
 
 
 def component(evidence: Evidence, kind: str) -> str | None:
     """The norm whose output a kind of site shows, if it shows one's."""
     name = COMPONENTS.get(kind)
-    if name is None or getattr(evidence.family, name) is None:
+    if name is None or getattr(evidence.family, _FIELDS.get(name, name)) is None:
         return None
     return name
 
