@@ -79,7 +79,7 @@ def showing(
 
 #: (twin, fault): at least one of every kind of formula, and what its cause is said to be.
 SLICE = (
-    ("t5", "encoder_norm_skipped", "norm_skipped", "the norm is left out"),
+    ("mbart", "encoder_norm_skipped", "norm_skipped", "the norm is left out"),
     ("bert", "norm_eps_of_torch", "norm_eps", "eps were 1e-05"),
     ("llama", "rope_base_0.01%", "rotary_base", "base 10001;"),
     ("llama", "rope_partial_dim", "rotary_dim", "pair 0"),

@@ -17,7 +17,7 @@ CHECKS = ("loss", "gradients", "batching")
 
 
 def _judged(subject: str, cache: Path, *checks: str) -> dict[str, Any]:
-    model = twins.twin_model("t5", prompts=("sixteen", "padded_right"))
+    model = twins.twin_model("mbart", prompts=("sixteen", "padded_right"))
     loader = None if subject == "bridge" else f"declared_subjects:{subject}"
     return twins.judge(model, subject, cache, loader=loader, checks=checks or CHECKS)
 
@@ -33,7 +33,7 @@ def test_the_port_passes(twin_cache: Path) -> None:
     ("subject", "check", "first"),
     [
         ("other_loss", "loss", "logits"),
-        ("detached", "gradients", "blocks.2.resid_post.grad"),
+        ("detached", "gradients", "blocks.1.mlp.W_out.grad"),
         ("rows_mixed", "batching", "logits"),
     ],
 )
