@@ -1,4 +1,4 @@
-"""TransformerBridge: Falcon's ffn_hidden_size is not read; cfg.d_mlp and labels of neurons are wrong.
+"""TransformerBridge: Falcon's ffn_hidden_size is not read; labels of neurons are wrong.
 
 Exit status: 0 the defect shows, 1 it does not, 2 it does not apply to the installed versions.
 """
