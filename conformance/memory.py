@@ -10,10 +10,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from conformance.trace import Trace
 
 #: Logits of one forward pass of edited rows at most, in numbers: 256 MB in float64.
 LOGITS = 1 << 25
@@ -27,6 +30,9 @@ MAPPED = 64 << 20
 #: Checkpoints of fewer bytes leave nothing behind that is worth the time.
 TIDIED = 16 << 20
 
+#: Every trace that somebody reads: :class:`~conformance.trace.Trace` enters itself.
+OPEN: weakref.WeakSet[Trace] = weakref.WeakSet()
+
 
 def worth_tidying(checkpoint: Path) -> bool:
     """Whether a checkpoint's weights are large enough for :func:`give_back` to matter."""
@@ -35,8 +41,6 @@ def worth_tidying(checkpoint: Path) -> bool:
 
 def give_back() -> None:
     """Free what only cycles hold, unmap traces, and return free memory to the system."""
-    from conformance.trace import OPEN
-
     gc.collect()  # a bridge is full of cycles: nothing else frees it before the next
     for trace in tuple(OPEN):
         trace.let_go()

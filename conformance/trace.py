@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-import weakref
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from conformance.errors import TraceError
-from conformance.memory import MAPPED
+from conformance.memory import MAPPED, OPEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
 _ALIGN = 64
 # One block's sites and component inputs: the same tensor appears again within a block, not later.
 _REMEMBERED = 64
-
-
-#: Every trace that somebody reads.
-OPEN: weakref.WeakSet[Trace] = weakref.WeakSet()
 
 
 class TraceWriter:

@@ -121,6 +121,13 @@ def detached(checkpoint: Path, *, dtype: torch.dtype, device: str) -> Any:
     return model
 
 
+def silent_in_a_decoder(checkpoint: Path, *, dtype: torch.dtype, device: str) -> Any:
+    """A port of an encoder and a decoder one of whose hooks never fires."""
+    model = good(checkpoint, dtype=dtype, device=device)
+    model.hook_dict["decoder_blocks.0.self_attn.hook_z"]._call_impl = lambda tensor: tensor
+    return model
+
+
 def rows_mixed(checkpoint: Path, *, dtype: torch.dtype, device: str) -> Any:
     """A port that adds a trace of the batch's first row to the others."""
     model = good(checkpoint, dtype=dtype, device=device)

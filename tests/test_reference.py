@@ -291,6 +291,20 @@ def test_a_forced_component_sees_nothing_else(stored: Reference, twin_cache: Pat
     }
 
 
+def test_a_trace_that_another_run_is_at_work_on_is_not_stale(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    from conformance.reference import _remove_stale
+
+    target, idle, busy = (tmp_path / f"llama-{end * 24}" for end in "abc")
+    other = tmp_path / f"llama-bias-{'d' * 24}"
+    for folder in (idle, busy, other):
+        folder.mkdir()
+    with FileLock(f"{busy}.lock"):
+        _remove_stale(target, "llama")
+    assert sorted(p for p in tmp_path.iterdir() if p.is_dir()) == sorted([busy, other])
+
+
 def test_modes_feed_what_they_say() -> None:
     value = torch.ones(1)
     blocks = teacher("blocks", lambda _: value, torch.float32)

@@ -45,6 +45,37 @@ def test_what_is_wrong_fails_where_it_is(
     assert record["first_divergence"] == first
 
 
+def test_a_hook_that_never_fires_in_a_decoder_is_told(twin_cache: Path) -> None:
+    """Beside what the port shows wrongly without it: docs/findings/004 and 016."""
+    record = _judged("silent_in_a_decoder", twin_cache, "hooks")["hooks"]
+    notes = [c["note"] for c in record["worst"] if c["site"] == "blocks.2.attn.z"]
+    assert any("fires 0 times in a forward pass" in note for note in notes), record["worst"]
+
+
+def test_no_gradient_is_due_where_nothing_learned_leads(twin_cache: Path) -> None:
+    """M2M100's positions are sinusoids: no backward hook could fire there. mBART's are learned."""
+    from conformance.experiments.base import Scope
+    from conformance.experiments.gradients import at_sites
+
+    shown = {}
+    for twin in ("m2m100", "mbart"):
+        model = twins.huggingface(twin, twin_cache)
+        scope = Scope.of(model.dims)
+        shown[twin] = set(at_sites(model, scope, ["embed", "pos_embed"]))
+    assert shown == {"m2m100": {"embed"}, "mbart": {"embed", "pos_embed"}}
+
+
+def test_a_view_of_one_row_for_a_batch_is_told() -> None:
+    from conformance.checks.batching import _like_alone
+    from conformance.experiments.batching import padded
+
+    prompt = padded([torch.arange(1, 4), torch.arange(1, 6)], "right")
+    name = "blocks.0.attn.pattern"
+    views = {name: torch.zeros(1, 2, 5, 5)}
+    (found,) = _like_alone(None, views, views, prompt, 1, "right")  # type: ignore[arg-type]
+    assert (found.site, found.ok, found.note) == (name, False, "shows 1 rows, the batch has 2")
+
+
 def test_a_decoder_is_given_the_tokens_one_place_late() -> None:
     """By hand: two positions, two words."""
     logits = torch.tensor([[[0.0, 0.0], [3.0, 0.0]]], dtype=torch.float64)

@@ -148,6 +148,19 @@ def asked(fam: Family, prompt: Prompt) -> dict[str, torch.Tensor]:
     return {"global_attention_mask": everywhere}
 
 
+def one_back(tokens: torch.Tensor, config: Any) -> torch.Tensor:
+    """[batch, pos]: what a decoder is given so that it predicts ``tokens``, as HuggingFace shifts
+    labels to the right.
+
+    Args:
+        config: the whole model's.
+    """
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None:
+        start = config.get_text_config().bos_token_id
+    return torch.cat([torch.full_like(tokens[:, :1], start), tokens[:, :-1]], dim=1)
+
+
 def shaped(emit: OnSite, prompt: Prompt, fam: Family | None = None) -> OnSite:
     """Give back batch and position to what a block flattened (OPT's MLP) or broadcast.
 

@@ -27,6 +27,7 @@ from conformance.implementations.base import (
     first_tensor,
     for_each_row,
     hooked_inputs,
+    one_back,
     replace_input,
     shaped,
     stored_buffers,
@@ -264,8 +265,7 @@ class HuggingFaceModel:
         inputs = {"input_ids": prompt.tokens, **prompt.given(self.dtype)}
         inputs |= asked(self.family, prompt)
         if self.family.encoder:  # teacher forcing: what comes out is what went in
-            start = torch.full_like(prompt.tokens[:, :1], self._decoder_start())
-            inputs["decoder_input_ids"] = torch.cat([start, prompt.tokens[:, :-1]], dim=1)
+            inputs["decoder_input_ids"] = one_back(prompt.tokens, self.model.config)
             # Said, because T5Gemma masks padding that it finds in these, unless it keeps a cache.
             inputs["decoder_attention_mask"] = torch.ones_like(prompt.tokens)
         if prompt.mask is not None:
@@ -290,11 +290,6 @@ class HuggingFaceModel:
             stack.enter_context(forced)
             logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
         return logits
-
-    def _decoder_start(self) -> int:
-        """The first token that a decoder is given, as HuggingFace shifts labels to the right."""
-        stated = getattr(self.model.config, "decoder_start_token_id", None)
-        return int(self.config.bos_token_id if stated is None else stated)
 
     @contextlib.contextmanager
     def session(self, *, grad: bool = False) -> Iterator[None]:

@@ -24,6 +24,7 @@ from conformance.implementations.base import (
     first_tensor,
     for_each_row,
     hooked_inputs,
+    one_back,
     shaped,
 )
 from conformance.precision import promoted
@@ -322,15 +323,9 @@ class LensModel(ABC):
         """The same where a loss is asked for: an encoder and a decoder are told of what."""
         options = self.run_options(prompt)
         if self.family.encoder:
-            options |= {"labels": prompt.tokens, "decoder_input_ids": self.one_back(prompt)}
+            given = one_back(prompt.tokens, self.model.original_model.config)
+            options |= {"labels": prompt.tokens, "decoder_input_ids": given}
         return options
-
-    def one_back(self, prompt: Prompt) -> torch.Tensor:
-        """[batch, pos]: what a decoder is given so that it predicts the prompt's tokens."""
-        start = torch.full_like(
-            prompt.tokens[:, :1], self.model.original_model.config.decoder_start_token_id
-        )
-        return torch.cat([start, prompt.tokens[:, :-1]], dim=1)
 
     def _reader(
         self,
