@@ -158,10 +158,14 @@ def _causal_narrow(s: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
 
 
 def _windows(subject: LensModel) -> dict[int, int]:
-    """Layers with a window that the prompts outgrow."""
+    """Layers with a window that the prompts outgrow, of whose attention the port has a module."""
     d = subject.dims
     reach = min(d.n_ctx, max(512, max((w or 0) for w in d.windows) * 9 // 8))
-    return {i: w for i, w in enumerate(d.windows) if w is not None and w < reach}
+    return {
+        i: w
+        for i, w in enumerate(d.windows)
+        if w is not None and w < reach and attention(subject, i) is not None
+    }
 
 
 def _windowed(subject: LensModel) -> int:

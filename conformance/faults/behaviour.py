@@ -229,7 +229,7 @@ _PRECISION: tuple[Fault, ...] = (
         "the MLP's output rounded to bfloat16",
         lambda s: edited(s, f"{_PRE}.mlp_out", coarse),
         at("mlp_out"),
-        lambda _: True,
+        lambda s: exposed(s, f"{_PRE}.mlp_out"),
     ),
     _precision(
         "logits_in_bfloat16",

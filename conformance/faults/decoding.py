@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,11 +64,38 @@ def _position_late(subject: LensModel) -> AbstractContextManager[object]:
     return called_with(subject.model.original_model, change)
 
 
+#: Whether a model's generation with a cache gives it one token at a time.
+_SINGLY: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def _decodes_singly(subject: LensModel) -> bool:
+    """Whether generation with a cache gives the model one token at a time.
+
+    Some bridges keep no cache, whatever they are asked, and run the whole sequence again.
+    """
+    model: Any = subject.model
+    if model not in _SINGLY:
+        widths: list[int] = []
+
+        def look(tensor: torch.Tensor, hook: Any) -> None:
+            widths.append(tensor.shape[1])
+
+        tokens = torch.zeros(1, 3, dtype=torch.long)
+        (site,) = _steered(subject)
+        hooks = [(subject.expected_hooks()[0].get(site, site), look)]
+        options = {"stop_at_eos": False, "prepend_bos": False, "verbose": False}
+        with contextlib.suppress(Exception), subject.session(), model.hooks(fwd_hooks=hooks):
+            model.generate(tokens, max_new_tokens=3, **options)
+        _SINGLY[model] = 1 in widths
+    return _SINGLY[model]
+
+
 def _gives_positions(subject: LensModel) -> bool:
     accepts = getattr(subject.model, "_accepts_derived_position_ids", None)
     fam = subject.family
     matters = fam.pos_embed is not None or any(f.rotary and f.attn for f in fam.every)
-    return matters and accepts is not None and bool(accepts())
+    given = matters and accepts is not None and bool(accepts())
+    return given and _decodes_singly(subject)
 
 
 def _hooks_dropped(subject: LensModel) -> AbstractContextManager[object]:
@@ -169,6 +197,7 @@ FAULTS: tuple[Fault, ...] = (
         "hooks act on the prompt and on no token after it",
         _hooks_at_prefill_only,
         _steered,
+        _decodes_singly,
     ),
     _fault(
         "generation_sees_padding",

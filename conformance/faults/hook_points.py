@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LAYER = 1
 _SITE = f"blocks.{_LAYER}.resid_post"
+_START = f"blocks.{_LAYER}.resid_pre"
 #: The same tensor, where the stream's norm ends a block.
 _SAME = (f"blocks.{_LAYER}.ln2",)
 
@@ -128,9 +129,14 @@ def _late(subject: LensModel) -> Iterator[None]:
         waiting.clear()
         return t
 
-    start = f"blocks.{_LAYER}.resid_pre"
-    with edited(subject, _SITE, call), _adding(subject, add, start):
+    with edited(subject, _SITE, call), _adding(subject, add, _START):
         yield
+
+
+def _between(subject: LensModel) -> bool:
+    """Whether the port shows anything between the two, by which "late" can be told."""
+    shown = {s for s in subject.expected_hooks()[0] if s.startswith(f"blocks.{_LAYER}.")}
+    return bool(shown - {_START, _SITE})
 
 
 @contextlib.contextmanager
@@ -192,6 +198,7 @@ def _fault(
     what: str,
     apply: Callable[[LensModel], AbstractContextManager[Any]],
     site: str = _SITE,
+    applies: Callable[[LensModel], bool] = lambda _: True,
 ) -> Fault:
     return Fault(
         name,
@@ -199,7 +206,7 @@ def _fault(
         what,
         apply,
         lambda s: (site, *_SAME) if s.family.post_norm and site == _SITE else (site,),
-        lambda s: exposed(s, site) and site not in s.module_sites(),
+        lambda s: exposed(s, site) and site not in s.module_sites() and applies(s),
         needs="hooks",
     )
 
@@ -211,7 +218,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault("hook_rounds", "what a hook returns is rounded", lambda s: _adding(s, _rounded)),
     _fault("hook_gradient_doubled", "a gradient shown twofold", lambda s: _adding(s, _doubled)),
     _fault("hook_overwritten", "what was shown is overwritten later", _overwritten),
-    _fault("hook_late", "a hook fires late", _late, f"blocks.{_LAYER}.resid_pre"),
+    _fault("hook_late", "a hook fires late", _late, _START, _between),
     Fault(
         "fork_after_norm",
         "hook",

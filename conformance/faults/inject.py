@@ -316,6 +316,8 @@ class AttentionMode(TorchFunctionMode):
         super().__init__()
         self._scores, self._products, self._softmax_fn = scores, products, softmax
         self.active = False
+        #: Whether a product is attention's own: an indexer, which chooses its keys, makes others.
+        self.own: Callable[[torch.Tensor], bool] = lambda first: True
         self._seen: list[torch.Tensor] = []
         self._count = 0
 
@@ -329,7 +331,7 @@ class AttentionMode(TorchFunctionMode):
     def raw(self, scores: torch.Tensor) -> torch.Tensor | None:
         """The query-key products of these scores, before scale, mask and cap.
 
-        They are the last products of that size: an indexer's, which come first, have fewer heads.
+        They are the last products of that size.
         """
         return next((t for t in reversed(self._seen) if t.numel() == scores.numel()), None)
 
@@ -342,7 +344,7 @@ class AttentionMode(TorchFunctionMode):
         named = {"batch1", "batch2"} <= kwargs.keys()  # of baddbmm, as Bloom calls it
         if func in _PRODUCTS and (named or len(args) >= 2):
             first, second = (kwargs["batch1"], kwargs["batch2"]) if named else args[-2:]
-            if first.ndim >= 3 and second.ndim >= 3:
+            if first.ndim >= 3 and second.ndim >= 3 and self.own(first):
                 if self._products is not None:
                     given = self._products(self._count, first, second)
                     if named:
@@ -369,7 +371,9 @@ class AttentionMode(TorchFunctionMode):
 @contextlib.contextmanager
 def attention_calls(subject: LensModel, layer: int, mode: AttentionMode) -> Iterator[AttentionMode]:
     """Let ``mode`` see one layer's attention."""
-    module = attention(subject, layer)
+    module, heads = attention(subject, layer), subject.dims.n_heads
+    if subject.family.of(layer).indexed:
+        mode.own = lambda first: first.ndim == 4 and first.shape[1] == heads
     with contextlib.ExitStack() as stack:
         stack.callback(module.register_forward_pre_hook(mode.start).remove)
         stack.callback(module.register_forward_hook(mode.stop).remove)

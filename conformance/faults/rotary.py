@@ -63,7 +63,7 @@ def _thetas(subject: LensModel) -> tuple[float, float] | None:
         return None
     own = kinds[_LAYER]
     other = next((k for k in parameters if k != own), None)
-    if other is None:
+    if other is None or parameters[other]["rope_theta"] == parameters[own]["rope_theta"]:
         return None
     return parameters[own]["rope_theta"], parameters[other]["rope_theta"]
 
@@ -122,7 +122,7 @@ def _pairing(subject: LensModel) -> Any:
     if getattr(cfg, "rotary_interleaved_cos_sin", False):
         cfg.rotary_interleaved_cos_sin = False
     else:
-        cfg.rotary_adjacent_pairs = True
+        cfg.rotary_adjacent_pairs = not getattr(cfg, "rotary_adjacent_pairs", False)
     return attribute(module, "config", cfg)
 
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from conformance.faults.base import Fault, exactly
-from conformance.faults.inject import attends, attention, edited, editing, exposed, overwritten
+from conformance.faults.inject import (
+    attends,
+    attention,
+    edited,
+    editing,
+    exposed,
+    original,
+    overwritten,
+)
 from conformance.faults.norms import norm, norm_weight
 
 if TYPE_CHECKING:
@@ -85,6 +93,13 @@ def _training(subject: LensModel) -> Iterator[None]:
         attention(subject, _LAYER).training = False
 
 
+def _where_training_shows(subject: LensModel) -> tuple[str, ...]:
+    """The module itself; and its pattern, where dropout has a rate."""
+    config = getattr(original(attention(subject, _LAYER)), "config", None)
+    rate = getattr(config, "attention_dropout", 0.0)
+    return (f"{_PRE}.attn", f"{_PRE}.attn.pattern") if rate else (f"{_PRE}.attn",)
+
+
 def _fault(
     name: str,
     what: str,
@@ -125,12 +140,14 @@ FAULTS: tuple[Fault, ...] = (
         attends,
         appears=True,
     ),
-    _fault(
+    Fault(
         "training_left_on",
+        "behaviour",
         "attention is in training mode",
         _training,
-        "attn",
+        _where_training_shows,
         attends,
+        needs="determinism",
         appears=True,
     ),
 )

@@ -56,9 +56,13 @@ def _first_weights(subject: LensModel) -> tuple[str, ...]:
 
 
 def _mixer_out(subject: LensModel) -> tuple[str, ...]:
-    """The output of the first mixer after the first layer; of the first if there is no other."""
+    """The output of the first mixer after the first layer; of the first if there is no other.
+
+    None where the port shows none.
+    """
     layers = range(subject.dims.n_layers)
-    found = [f"blocks.{i}.mixer_out" for i in layers if subject.family.of(i).mixer is not None]
+    sites = [f"blocks.{i}.mixer_out" for i in layers if subject.family.of(i).mixer is not None]
+    found = [site for site in sites if exposed(subject, site)]
     return tuple(found[1:] or found)[:1]
 
 
@@ -291,6 +295,7 @@ FAULTS: tuple[Fault, ...] = (
         "the MLP's contribution is scaled by 0.999",
         editing(f"blocks.{_LAYER}.mlp_out", lambda t: t * 0.999),
         at("mlp_out"),
+        lambda s: exposed(s, f"{_PRE}.mlp_out"),
     ),
     Fault(
         "embed_scale_missing",
