@@ -118,21 +118,26 @@ class _Lens:
         sites = components(self.last + 1, self.fam)
         due = {s.replace("blocks.", "").replace(".", "_"): s for s in sites}
         yield from self._labelled("decompose_resid", due, stack, labels)
-        if list(labels) != list(due):
-            return
-        last = f"blocks.{self.last}.resid_post"
-        yield self._as_site(last, stack.sum(0), "sum of decompose_resid")
         right, wrong = pair(self.prompt)
-        found = self.cache.logit_attrs(stack, right, wrong)
+        told = [label for label in due if label in labels]
+        if not told:
+            return
+        parts = stack[[labels.index(label) for label in told]]
+        found = self.cache.logit_attrs(parts, right, wrong)
         yield agree(
             self.made,
             "attributions",
             found[:, 0],
+            truth=self.made["attributions"][[list(due).index(label) for label in told]],
             site="logits",
             on=PROMPT,
             note=f"logit_attrs of tokens {right} and {wrong}, [component, pos]",
             row_dims=2,
         )
+        if list(labels) != list(due):
+            return
+        last = f"blocks.{self.last}.resid_post"
+        yield self._as_site(last, stack.sum(0), "sum of decompose_resid")
         scaled = self.cache.apply_ln_to_stack(stack, layer=-1).sum(0)
         weights = self._norm()
         normed = scaled * weights[0] + weights[1]

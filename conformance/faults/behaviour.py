@@ -19,7 +19,7 @@ from conformance.faults.inject import (
     watched_input,
 )
 from conformance.faults.norms import norm
-from conformance.faults.rotary import rotary
+from conformance.faults.rotary import rotary, rotary_sites
 from conformance.faults.tables import rotary_changed
 from conformance.faults.wiring import final
 
@@ -214,7 +214,7 @@ _PRECISION: tuple[Fault, ...] = (
         "rotary_table_in_bfloat16",
         "the rotary table in bfloat16",
         lambda s: rotary_changed(s, _LAYER, _coarse_table(s)),
-        at("attn.rot_q", "attn.scores", "attn.pattern"),
+        rotary_sites,
         rotary,
     ),
     _precision(

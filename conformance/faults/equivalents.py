@@ -288,7 +288,8 @@ def _permutes(subject: LensModel) -> bool:
     simple = not biased and own.sinks is None and own.rotary
     conv1d = own.conv1d and hasattr(subject.model, "original_model")
     gated = own.q_gated or own.attn_gate is not None
-    return simple and own.qk_norm != "full" and not conv1d and not gated
+    heads_apart = own.qk_norm != "full" and own.o_norm is None
+    return simple and heads_apart and not conv1d and not gated
 
 
 @contextlib.contextmanager

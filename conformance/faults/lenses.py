@@ -104,7 +104,7 @@ FAULTS: tuple[Fault, ...] = (
         "apply_ln_to_stack returns the stack as it is",
         _cached("apply_ln_to_stack", lambda _, __, stack, *args, **more: stack),
         exactly("blocks.0.resid_pre"),
-        lambda s: s.family.transform is None,
+        lambda s: s.family.transform is None and s.family.head is None,
     ),
     _fault(
         "decompose_drops_last",

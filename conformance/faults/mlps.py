@@ -341,13 +341,16 @@ def _limit(subject: LensModel) -> Any | None:
     return found if found is not None and hasattr(found, "limit") else None
 
 
+#: What an MLP writes, before a norm that follows it.
+_OUT = at("mlp.out", "mlp_out")
+
 _ROUTERS: tuple[Fault, ...] = (
     Fault(
         "router_not_renormalised",
         "router",
         "softmax over all experts, not renormalised",
         _normalised_otherwise,
-        at("mlp_out"),
+        _OUT,
         _renormalises,
     ),
     Fault(
@@ -355,7 +358,7 @@ _ROUTERS: tuple[Fault, ...] = (
         "router",
         "weights of the chosen experts made to sum to one where they should not",
         _normalised_otherwise,
-        at("mlp_out"),
+        _OUT,
         lambda s: _has_router(s) and not _renormalises(s),
     ),
     Fault(
@@ -363,7 +366,7 @@ _ROUTERS: tuple[Fault, ...] = (
         "router",
         "one expert too few",
         _chosen(-1),
-        at("mlp_out"),
+        _OUT,
         lambda s: _has_choice(s) and _top_k(s) > 1,
     ),
     Fault(
@@ -371,7 +374,7 @@ _ROUTERS: tuple[Fault, ...] = (
         "router",
         "one expert too many",
         _chosen(1),
-        at("mlp_out"),
+        _OUT,
         lambda s: _has_choice(s) and _top_k(s) < s.dims.n_experts,
     ),
     Fault(
@@ -379,7 +382,7 @@ _ROUTERS: tuple[Fault, ...] = (
         "router",
         "weights of the chosen experts in another order",
         _weights_swapped,
-        at("mlp_out"),
+        _OUT,
         lambda s: _has_router(s) and _top_k(s) > 1,
     ),
     Fault(
@@ -387,7 +390,7 @@ _ROUTERS: tuple[Fault, ...] = (
         "router",
         "chosen experts weighted alike",
         lambda s: _routed(s, _uniform),
-        at("mlp_out"),
+        _OUT,
         lambda s: _has_router(s) and _top_k(s) > 1,
     ),
     Fault(
@@ -395,7 +398,7 @@ _ROUTERS: tuple[Fault, ...] = (
         "router",
         "two experts swapped",
         _experts_swapped,
-        at("mlp_out"),
+        _OUT,
         lambda s: _own_moe(s) is not None or _inner(s, "experts") is not None,
     ),
     Fault(
@@ -403,7 +406,7 @@ _ROUTERS: tuple[Fault, ...] = (
         "router",
         "the expert that every token uses is left out",
         lambda s: returning(_shared(s, s.family.of(_LAYER).shared), torch.zeros_like),
-        at("mlp_out"),
+        _OUT,
         lambda s: s.family.of(_LAYER).shared is not None,
     ),
     Fault(
@@ -414,7 +417,7 @@ _ROUTERS: tuple[Fault, ...] = (
         lambda s: returning(
             _shared(s, s.family.of(_LAYER).shared_gate), lambda t: torch.full_like(t, 30.0)
         ),
-        at("mlp_out"),
+        _OUT,
         lambda s: s.family.of(_LAYER).shared_gate is not None,
     ),
     Fault(
@@ -422,7 +425,7 @@ _ROUTERS: tuple[Fault, ...] = (
         "mlp",
         "the clamp of the experts' activation is left out",
         lambda s: attribute(_limit(s), "limit", math.inf),
-        at("mlp_out"),
+        _OUT,
         lambda s: _limit(s) is not None,
     ),
     Fault(
@@ -430,7 +433,7 @@ _ROUTERS: tuple[Fault, ...] = (
         "mlp",
         "the experts' sigmoid is not scaled by 1.702",
         lambda s: attribute(_limit(s), "alpha", 1.0),
-        at("mlp_out"),
+        _OUT,
         lambda s: _limit(s) is not None,
     ),
 )

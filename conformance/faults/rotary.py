@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from conformance.implementations.lens_model import LensModel
 
 _LAYER = 1
-_SITES = at("attn.rot_q", "attn.scores", "attn.pattern")
 
 
 def rotary(subject: LensModel) -> bool:
@@ -36,6 +35,21 @@ def rotary(subject: LensModel) -> bool:
 def shows_rotation(subject: LensModel) -> bool:
     """Whether the port shows rotated queries and keys."""
     return rotary(subject) and exposed(subject, f"blocks.{_LAYER}.attn.rot_q")
+
+
+def rotary_sites(subject: LensModel) -> tuple[str, ...]:
+    """Where a rotation shows first: in what a norm makes of it, where a norm reads it."""
+    normed = ("attn.q_normed",) if subject.family.of(_LAYER).qk_norm_rotated else ()
+    return at("attn.rot_q", *normed, "attn.scores", "attn.pattern")(subject)
+
+
+def _by_difference(subject: LensModel) -> bool:
+    """Whether only differences of positions matter: not if a norm weighs what is rotated."""
+    own = subject.family.of(_LAYER)
+    if not own.rotary or not own.qk_norm_rotated:
+        return own.rotary
+    norm = getattr(original(attention(subject, _LAYER)), str(own.q_norm).rpartition(".")[2], None)
+    return getattr(norm, "weight", None) is None
 
 
 def hf_config(subject: LensModel) -> Any | None:
@@ -208,7 +222,9 @@ def _adjacent(subject: LensModel) -> bool:
     return subject.family.of(_LAYER).architecture == "CohereForCausalLM"
 
 
-def _fault(name: str, what: str, apply: Any, applies: Any = rotary, sites: Any = _SITES) -> Fault:
+def _fault(
+    name: str, what: str, apply: Any, applies: Any = rotary, sites: Any = rotary_sites
+) -> Fault:
     return Fault(name, "rotary", what, apply, sites, applies)
 
 
@@ -277,8 +293,8 @@ EQUIVALENTS: tuple[Fault, ...] = (
         "rotary",
         "every position seven later: only differences matter under rotary",
         _table(shifted(7)),
-        applies=rotary,
+        applies=_by_difference,
         kind="equivalent",
-        may_differ=("attn.rot_q", "attn.rot_k"),
+        may_differ=("attn.rot_q", "attn.rot_k", "attn.q_normed", "attn.k_normed"),
     ),
 )
