@@ -7,6 +7,7 @@ itself failed, 130 interrupted.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import sys
@@ -309,17 +310,30 @@ def prove(
             metavar="K", help="Each fault in K ports only, those first that differ most.", min=1
         ),
     ] = None,
+    causes: Annotated[
+        bool,
+        typer.Option("--causes", help="Diagnose the faults instead: is the right cause named?"),
+    ] = False,
 ) -> None:
     """Prove that the checks can fail: known faults in the twins' ports, one after another."""
     from rich.console import Console
 
     from conformance.checkpoints import cache_dir
+    from conformance.prove.causes import run as run_causes
     from conformance.prove.command import run as run_proofs
     from conformance.selection import with_dtype
     from conformance.spec import load_spec
 
+    if causes and (cover or seeds > 1):
+        _fail(
+            ConformanceError(
+                "--causes diagnoses every fault in every port, with no --cover and no --seeds",
+                "narrow it with --model, --subject or --fault",
+            )
+        )
+    run = run_causes if causes else functools.partial(run_proofs, seeds=seeds, cover=cover)
     try:
-        status = run_proofs(
+        status = run(
             with_dtype(load_spec(models), dtype),
             models=model or (),
             subjects=subject or (),
@@ -328,8 +342,6 @@ def prove(
             cache=cache_dir(),
             workers=workers,
             console=Console(highlight=False),
-            seeds=seeds,
-            cover=cover,
             command=sys.argv,
         )
     except ConformanceError as error:

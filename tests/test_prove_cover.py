@@ -12,8 +12,6 @@ from conformance.prove.cover import Cover
 from conformance.prove.proof import Proof
 
 if TYPE_CHECKING:
-    import pytest
-
     from conformance.faults import Fault
 
 
@@ -86,14 +84,15 @@ def test_a_port_is_given_what_is_still_wanted() -> None:
     assert [task.seed for task in given] == [3], "further seeds are judged unfaulted all the same"
 
 
-def test_a_task_is_asked_for_when_it_can_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_is_asked_for_when_it_can_begin() -> None:
     def work(task: Task) -> Outcome:
         return _outcome(task, *task.faults)
 
-    monkeypatch.setattr(command, "work", work)
     tasks = [_task("gpt2"), _task("mixtral"), _task("falcon-7b")]
     cover = Cover(tasks, _faults("norm_shared"), 1)
     begun: list[str] = []
-    for outcome in command.outcomes(cover, 1, lambda task: begun.append(task.model.id)):
+    for outcome in command.outcomes(
+        cover, 1, lambda task: begun.append(task.model.id), command.work
+    ):
         cover.add(outcome)
     assert len(begun) == 1, "all is proven in the first"

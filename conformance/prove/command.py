@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from conformance.checks.names import CHECKS
 from conformance.errors import (
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from conformance.spec import ModelSpec, Spec
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +160,17 @@ def _size(task: Task) -> int:
 
 
 def outcomes(
-    todo: Iterable[Task], workers: int, started: Callable[[Task], None] = lambda _: None
-) -> Iterator[Outcome]:
+    todo: Iterable[Task],
+    workers: int,
+    started: Callable[[Task], None],
+    work: Callable[[Task], Result],
+) -> Iterator[Result]:
     """Work through the tasks, in as many processes as ``workers``; say when each begins.
 
     Each is asked for when a process is free, and not before.
+
+    Args:
+        work: what is done with a task, in a process of its own if there is more than one.
     """
     if workers <= 1 or (isinstance(todo, list) and len(todo) == 1):
         for task in todo:
@@ -174,7 +182,7 @@ def outcomes(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
-        waiting, running = iter(todo), set[Future[Outcome]]()
+        waiting, running = iter(todo), set[Future[Result]]()
         while True:
             for task in itertools.islice(waiting, workers - len(running)):
                 started(task)
@@ -240,7 +248,7 @@ def run(
         def started(task: Task) -> None:
             console.print(f"{task.model.id} {task.subject}: begun", markup=False, soft_wrap=True)
 
-        for number, outcome in enumerate(outcomes(covering or todo, workers, started), 1):
+        for number, outcome in enumerate(outcomes(covering or todo, workers, started, work), 1):
             proofs.extend(outcome.proofs)
             if covering:
                 covering.add(outcome)
