@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from conformance.faults.base import Fault
 from conformance.faults.inject import acts, attends, edited, editing, exposed, watched_input
-from conformance.faults.norms import norm
+from conformance.faults.norms import norm, norm_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,8 +67,11 @@ def _last_of_mlp(subject: LensModel) -> tuple[str, ...]:
 
 
 def _last_of_block(subject: LensModel) -> tuple[str, ...]:
-    """The weight that gradients reach first in a block: the mixer's, where that is all it has."""
+    """The weight that gradients reach first in a block: the mixer's, where that is all it has;
+    the norm's that ends a post-norm block."""
     fam = subject.family.of(_LAYER)
+    if fam.post_norm:
+        return (f"{_PRE}.ln2.w.grad",)
     if fam.mlp is not None or fam.mixer is None:
         return _last_of_mlp(subject)
     module = subject.model.original_model.get_submodule(subject.family.at(fam.mixer, _LAYER))
@@ -77,7 +80,13 @@ def _last_of_block(subject: LensModel) -> tuple[str, ...]:
 
 
 def _after_attention(subject: LensModel) -> tuple[str, ...]:
-    """The weight of attention that gradients reach first: a gate has no place of its own."""
+    """The weight of attention that gradients reach first: a gate has no place of its own, and
+    BERT's module of attention has the norm after it inside."""
+    after = norm(subject, f"{_PRE}.ln1") if subject.family.post_norm else None
+    weight = None if after is None else norm_weight(after)
+    inside = {p.data_ptr() for p in subject.components()[f"{_PRE}.attn"].parameters()}
+    if weight is not None and weight.data_ptr() in inside:
+        return (f"{_PRE}.ln1.w.grad",)
     gate = subject.family.of(_LAYER).attn_gate
     gates = () if gate is None else (f"{_PRE}.{gate}.weight.grad",)
     return (f"{_PRE}.attn.W_O.grad", *gates, *_unnamed(subject))
