@@ -157,4 +157,4 @@ def _padded(name: str, dims: Dims) -> Prompt:
     for row, length in enumerate(min(n, width) for n in _PADDED_LENGTHS):
         where = slice(0, length) if name.endswith("right") else slice(width - length, width)
         mask[row, where] = 1
-    return Prompt(name, torch.where(mask.bool(), tokens, torch.zeros_like(tokens)), mask)
+    return Prompt(name, tokens.masked_fill(~mask.bool(), dims.pad), mask)

@@ -82,7 +82,7 @@ class Batching(Check):
                 reason = f"the reference's own rows move by {moved[side]:.1e}"
                 self.not_applicable(f"padding on the {side}", reason)
                 continue
-            prompt = padded(list(rows.values()), side)
+            prompt = padded(list(rows.values()), side, context.subject.dims.pad)
             batch = self._run(context, prompt)
             if batch is None:
                 continue

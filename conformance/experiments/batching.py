@@ -44,12 +44,12 @@ def sequences(dims: Dims, scope: Scope) -> dict[str, torch.Tensor]:
     }
 
 
-def padded(rows: Sequence[torch.Tensor], side: str) -> Prompt:
-    """One batch of sequences, padded with token 0 on one side."""
+def padded(rows: Sequence[torch.Tensor], side: str, fill: int = 0) -> Prompt:
+    """One batch of sequences, padded on one side with a token."""
     import torch
 
     width = max(len(row) for row in rows)
-    tokens = torch.zeros(len(rows), width, dtype=torch.int64)
+    tokens = torch.full((len(rows), width), fill, dtype=torch.int64)
     mask = torch.zeros_like(tokens)
     for i, row in enumerate(rows):
         where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
@@ -95,7 +95,7 @@ class Batching(Experiment):
         rows = [tokens for name, tokens in found.items() if name.startswith("unequal")]
         moved: dict[str, float] = {}
         for side in SIDES:
-            prompt = padded(rows, side)
+            prompt = padded(rows, side, on.model.dims.pad)
             batch = on.model.run(prompt, lambda *_: None)
             for i, tokens in enumerate(rows):
                 alone = on.model.run(Prompt(side, tokens[None]), lambda *_: None)[0]

@@ -13,7 +13,8 @@ class Dims:
     ``d_head`` is that of queries and keys, ``d_head_v`` that of values. ``windows`` has for each
     layer how many tokens back it sees, itself included; ``chunks`` the length of the chunks that
     see nothing of each other (empty: no layer has any). ``stand_ins`` counts the last ids, which
-    stand for images and sounds.
+    stand for images and sounds. ``pad`` is the id that fills a batch: 0, which a mask leaves out,
+    but for models that count positions by it.
     """
 
     n_layers: int
@@ -28,6 +29,7 @@ class Dims:
     d_head_v: int
     chunks: tuple[int | None, ...] = ()
     stand_ins: int = 0
+    pad: int = 0
 
     @property
     def n_ids(self) -> int:
@@ -66,6 +68,10 @@ def _stand_ins(config: Any, d_vocab: int) -> int:
         if isinstance(v, int) and d_vocab // 2 < v < d_vocab and not k.startswith(_OF_TEXT)
     ]
     return d_vocab - min(found, default=d_vocab)
+
+
+#: Types of config whose models count positions themselves, padding left out by its id.
+_COUNTING = ("roberta", "m2m_100")
 
 
 def dims(config: Any) -> Dims:
@@ -123,4 +129,5 @@ def dims(config: Any) -> Dims:
         n_ctx=n_ctx,
         n_experts=_first(config, "num_local_experts", "num_experts", "n_routed_experts", default=0),
         windows=windows,
+        pad=config.pad_token_id if config.model_type in _COUNTING else 0,
     )

@@ -153,7 +153,8 @@ def _tied(subject: LensModel) -> bool:
 def _absolute(subject: LensModel) -> torch.Tensor:
     """The position table from position 0 on, [pos, d_model]."""
     module = original(subject.model.pos_embed)
-    table: torch.Tensor = module.W_pos if hasattr(module, "W_pos") else module.weight
+    names = ("W_pos", "weight", "weights")  # sinusoids of M2M100 are a buffer
+    table: torch.Tensor = next(getattr(module, n) for n in names if hasattr(module, n))
     return table.detach()[-min(table.shape[0], subject.dims.n_ctx) :]
 
 

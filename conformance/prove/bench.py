@@ -320,7 +320,7 @@ class Bench:
             caught = caught and all(
                 c.judgement == "same_precision" for cs in new.values() for c in cs
             )
-        named = self._named(fault, new)
+        named, holding = self._named(fault, new), self._holding(found)
         return Proof(
             kind=fault.kind,
             fault=fault.name,
@@ -332,11 +332,19 @@ class Bench:
             site_true=true,
             site_named=None if self._nameless(fault) else named in true,
             named=named,
-            factor=factor(new.values() if caught else self._holding(found), judgement),
+            factor=self._factor(fault, new, named) if caught else factor(holding, judgement),
             gates=gates,
             prompts=_needed(found),
             duration_s=round(seconds, 3),
         )
+
+    def _factor(self, fault: Fault, new: Found, named: str | None) -> float | None:
+        """By how much a bound was exceeded; None where what must be equal to the bit is not."""
+        judgement = "same_precision" if fault.kind == "precision" else "same_function"
+        first = [c for c in new.get(fault.needs or fault.named_by, []) if c.site == named]
+        if any(c.judgement in ("exact", "structure") for c in first):
+            return None
+        return factor(new.values(), judgement)
 
     def _nameless(self, fault: Fault) -> bool:
         """Whether no check can name this fault's site: an equivalent's, or one that is known."""
