@@ -128,6 +128,21 @@ def test_a_narrower_dtype_and_a_longer_prompt_count() -> None:
     before, after = (phase("trace", needed).parts for needed in (short, long))
     assert after["attention matrices"] == 64**2 * before["attention matrices"]
     assert after["logits"] == 64 * before["logits"]
+    rows = phase("trace", predict(GPT2, tokens=16, batch=3)).parts
+    for part in ("activations", "attention matrices", "logits"):
+        assert rows[part] == 3 * before[part]
+    assert rows["weights"] == before["weights"]
+
+
+def test_generation_keeps_grouped_keys_and_values() -> None:
+    def caches(shape: Shape) -> int:
+        phases = {phase.name: phase.parts for phase in predict(shape).phases}
+        return phases["generation"]["caches"]
+
+    grouped = dataclasses.replace(GPT2, kv_heads=GPT2.heads // 3)
+    assert caches(GPT2) == 3 * caches(grouped)
+    # Three rows of 14 tokens and 24 more, of twelve layers and heads of 64, in float64.
+    assert caches(GPT2) == 8 * 2 * 12 * 12 * 64 * 3 * (14 + 24)
 
 
 def test_experts_are_held_but_not_processed() -> None:

@@ -24,6 +24,13 @@ def tiers(
         str | None,
         typer.Option("--dtype", metavar="D", help="Every model in this dtype, not its own."),
     ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="As if the longest prompt had N tokens.", min=1),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(metavar="N", help="As if the longest prompt had N rows.", min=1)
+    ] = 1,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything as JSON, phase by phase.")
     ] = False,
@@ -45,7 +52,7 @@ def tiers(
         spec = with_dtype(load_spec(models), dtype)
         if against is not None:
             spec = spec.model_copy(update={"models": ()})  # twins are in nobody else's list
-        found = rows(spec, model or (), dtype)
+        found = rows(spec, model or (), dtype, tokens=tokens, batch=batch)
         page = None if against is None else compared(found, read_tiers_of(against), spec)
     except ConformanceError as error:
         fail(error)

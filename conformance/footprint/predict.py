@@ -44,6 +44,8 @@ _FIGURES = 10
 _RANDOM = 5
 #: Sites of a block that are edited, heads apart (sites.py, at most).
 _SITES = 16
+#: Rows, longest prompt and steps of the largest batch that generates (experiments/generation.py).
+_GENERATING = (3, 14, 24)
 #: Tokens of all prompts but the longest (prompts.py), whose logits are kept in a dtype.
 _SHORT_TOKENS = 16 + 1 + 2 + 64 + 64 + 42 + 42
 
@@ -117,6 +119,7 @@ def predict(
     checks: Collection[str] = CHECKS,
     *,
     tokens: int | None = None,
+    batch: int = 1,
 ) -> Footprint:
     """What a run of some checks needs.
 
@@ -125,17 +128,17 @@ def predict(
         dtype: that precision is judged in.
         checks: which of them are asked for.
         tokens: of the longest prompt; the harness's own unless given.
+        batch: rows of the longest prompt; the harness's own has one.
     """
-    return Footprint(
-        dtype, tuple(_Run(shape, dtype, tokens or shape.long).phases(frozenset(checks)))
-    )
+    run = _Run(shape, dtype, tokens or shape.long, batch)
+    return Footprint(dtype, tuple(run.phases(frozenset(checks))))
 
 
 class _Run:
     """The phases of one run; sizes are those of :class:`Shape`."""
 
-    def __init__(self, shape: Shape, dtype: str, tokens: int) -> None:
-        self.shape, self.dtype, self.tokens = shape, dtype, tokens
+    def __init__(self, shape: Shape, dtype: str, tokens: int, batch: int) -> None:
+        self.shape, self.dtype, self.tokens, self.batch = shape, dtype, tokens, batch
         self.weights = _F64 * shape.parameters
         self.table = _F64 * shape.embedding
         #: Tokens of one batch of edited rows: a row for each site and head of the layers covered at
@@ -168,6 +171,8 @@ class _Run:
             yield self._judged()
         if checks & {"interventions", "patching"}:
             yield self._edited("edits", "subject")
+        if "generation" in checks:
+            yield self._generated()
         if "hooks" in checks:
             yield Phase("hooks", "subject", {**self._weights(2), **self._tables(), **self._rest()})
         if "gradients" in checks:
@@ -187,8 +192,9 @@ class _Run:
     def _rest(self) -> dict[str, int]:
         """What the first model loads of the libraries, and the window on mapped traces."""
         shape, n = self.shape, self.tokens
-        matrices = 2 * _F64 * shape.heads * n * n
-        trace = shape.layers * (n * self._per_token() + matrices) + _STORED * shape.parameters
+        matrices = 2 * self.batch * _F64 * shape.heads * n * n
+        sites = self.batch * n * self._per_token() + matrices
+        trace = shape.layers * sites + _STORED * shape.parameters
         return {_LIBRARIES: _TOUCHED, _TRACE: min(MAPPED, trace)}
 
     def _weights(self, times: int) -> dict[str, int]:
@@ -210,14 +216,15 @@ class _Run:
     def _phase(self, name: str, side: str, times: int, *, blocks: int) -> Phase:
         """A forward pass of the longest prompt, of which some blocks' sites are held."""
         shape, n = self.shape, self.tokens
+        positions = self.batch * n
         return Phase(
             name,
             side,
             {
                 **self._weights(times),
-                "activations": blocks * n * self._per_token(),
-                "attention matrices": _MATRICES * _F64 * shape.heads * n * n,
-                "logits": _LOGITS * _F64 * n * shape.d_vocab,
+                "activations": blocks * positions * self._per_token(),
+                "attention matrices": _MATRICES * _F64 * shape.heads * positions * n,
+                "logits": _LOGITS * _F64 * positions * shape.d_vocab,
                 **self._rest(),
             },
         )
@@ -231,7 +238,7 @@ class _Run:
     def _own_error(self) -> Phase:
         """The reference in the dtype, its weights rounded anew and kept as they were."""
         shape, item = self.shape, _ITEM[self.dtype]
-        kept = item * (_SHORT_TOKENS + self.tokens) * shape.d_vocab
+        kept = item * (_SHORT_TOKENS + self.batch * self.tokens) * shape.d_vocab
         own = self._phase("", "", 0, blocks=1).parts
         return Phase(
             f"precision in {self.dtype}",
@@ -250,7 +257,7 @@ class _Run:
         """The longest prompt's logits in the dtype, held against the reference's, all processed."""
         shape, item = self.shape, _ITEM[self.dtype]
         own = self._phase("", "", 0, blocks=2).parts
-        logits = self.tokens * shape.d_vocab
+        logits = self.batch * self.tokens * shape.d_vocab
         return Phase(
             f"forward in {self.dtype}",
             "subject",
@@ -261,6 +268,21 @@ class _Run:
                 "logits": _COMPARED * item * logits,
                 "gathered before": _GATHERED,
                 "figures of logits": _FIGURES * _F64 * min(LOGITS_AT_ONCE, logits),
+                **self._rest(),
+            },
+        )
+
+    def _generated(self) -> Phase:
+        """Tokens after a prompt, one at a time, their keys and values kept."""
+        shape, (rows, prompt, steps) = self.shape, _GENERATING
+        cache = 2 * shape.layers * shape.kv_heads * shape.d_head * rows * (prompt + steps)
+        return Phase(
+            "generation",
+            "subject",
+            {
+                **self._weights(1),
+                "caches": _F64 * cache,
+                "logits": _LOGITS * _F64 * rows * steps * shape.d_vocab,
                 **self._rest(),
             },
         )

@@ -49,12 +49,20 @@ class Row:
         }
 
 
-def rows(spec: Spec, patterns: Sequence[str] = (), dtype: str | None = None) -> list[Row]:
+def rows(
+    spec: Spec,
+    patterns: Sequence[str] = (),
+    dtype: str | None = None,
+    *,
+    tokens: int | None = None,
+    batch: int = 1,
+) -> list[Row]:
     """Models and names, the smallest first; those of unknown size last.
 
     Args:
         patterns: globs of ids or of names on the hub; none for all.
         dtype: for all of them, instead of each model's own.
+        tokens, batch: of the longest prompt; the harness's own unless given.
 
     Raises:
         SelectionError: a pattern is nobody's.
@@ -62,7 +70,7 @@ def rows(spec: Spec, patterns: Sequence[str] = (), dtype: str | None = None) -> 
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # its advice is for who trains a model
-    found = list(_rows(spec, dtype))
+    found = list(_rows(spec, dtype, tokens, batch))
     for pattern in patterns:
         if not any(fnmatchcase(row.id, pattern) for row in found):
             raise SelectionError(
@@ -76,20 +84,20 @@ def rows(spec: Spec, patterns: Sequence[str] = (), dtype: str | None = None) -> 
     )
 
 
-def _rows(spec: Spec, dtype: str | None) -> Iterator[Row]:
+def _rows(spec: Spec, dtype: str | None, tokens: int | None, batch: int) -> Iterator[Row]:
+    def row(name: str, kind: str, shape: Shape | None, own: str, unknown: str) -> Row:
+        if shape is None:
+            return Row(name, kind, None, None, _DASH, unknown)
+        needed = predict(shape, dtype or own, tokens=tokens, batch=batch)
+        tier = tier_of(needed.host_bytes, needed.gpu_bytes, spec.tiers)
+        return Row(name, kind, shape, needed, tier)
+
     for model in spec.models:
         shape, unknown = shape_of(model)
-        yield _row(spec, model.id, model.evidence, shape, dtype or model.dtype, unknown)
+        yield row(model.id, model.evidence, shape, model.dtype, unknown)
     for name in spec.names:
         unknown = "its sizes are not among those known here"
-        yield _row(spec, name.hub, "name", of_name(name.hub), dtype or "float32", unknown)
-
-
-def _row(spec: Spec, name: str, kind: str, shape: Shape | None, dtype: str, unknown: str) -> Row:
-    if shape is None:
-        return Row(name, kind, None, None, _DASH, unknown)
-    needed = predict(shape, dtype)
-    return Row(name, kind, shape, needed, tier_of(needed.host_bytes, needed.gpu_bytes, spec.tiers))
+        yield row(name.hub, "name", of_name(name.hub), "float32", unknown)
 
 
 def shape_of(model: ModelSpec) -> tuple[Shape | None, str]:
