@@ -114,8 +114,9 @@ def by_hand(
     of: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for name, chosen in made(subject.dims, scope, subject.family).items():
         hidden = {site for index in chosen if (site := site_of(name, index)) not in editable}
-        for site in sorted(hidden):
-            check.not_applicable(f"{name} at {site}", "no hook of the library shows it")
+        if hidden:
+            why = f"no hook of the library shows {', '.join(sorted(hidden))}"
+            check.not_applicable(f"{name}, by hand", why)
         for number, index in enumerate(chosen):
             site = site_of(name, index)
             if site in hidden:

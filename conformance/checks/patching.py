@@ -24,6 +24,7 @@ from conformance.experiments.patching import (
 )
 from conformance.experiments.rows import apart, batches, project, repeated, run_rows
 from conformance.experiments.two_stacks import half
+from conformance.implementations.base import for_each_row
 from conformance.records import Comparison
 from conformance.sites import computation_order, parse
 
@@ -147,9 +148,11 @@ class Patching(Check):
                 value: torch.Tensor,
                 part: Sequence[str] = part,
                 values: dict[str, torch.Tensor] = values,
+                batch: Prompt = batch,
             ) -> None:
                 if name in part:
-                    values[name] = value[part.index(name)].clone()
+                    each = for_each_row(value, parse(name).kind, batch)  # as an edit sees it
+                    values[name] = each[part.index(name)].clone()
 
             plain = self._subject.run(batch, keep)
             edits = apart([whole(site, values[site]) for site in part])
