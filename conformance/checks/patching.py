@@ -377,7 +377,7 @@ class Patching(Check):
                 # A clamp, or an activation with a corner, within the steps of the difference.
                 self.metrics.setdefault("not_differentiable", []).append(site)
                 continue
-            apart = abs(float(value.sum()) - slope) / (size or 1.0)
+            apart = abs(float(value.sum()) - slope) / size
             yield Comparison(
                 judgement="same_function",
                 site=site,
