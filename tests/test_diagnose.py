@@ -223,6 +223,27 @@ def test_a_cause_carries_its_residual_and_what_it_explains(twin_cache: Path) -> 
     assert cause.without > 1e-6
 
 
+@pytest.mark.parametrize(
+    ("twin", "wrong", "later"),
+    [
+        ("bart", "blocks.1.attn_out", "blocks.1.ln1"),  # norms come after what is added
+        ("mbart", "blocks.1.mlp_out", "ln_encoder"),  # of two layers, the encoder's last
+    ],
+)
+def test_what_diverges_is_in_the_order_of_its_architecture(
+    twin: str, wrong: str, later: str, twin_cache: Path
+) -> None:
+    from conformance.diagnose.evidence import watch
+    from conformance.faults.inject import edited
+
+    on = patient(twin, "bridge", twin_cache)
+    with edited(on.subject, wrong, lambda value: value * 1.01):
+        run = watch(on.reference, on.subject, ("sixteen",), modes=("plain",))
+    found = [site for site in run.failing("plain") if site not in on.known]
+    assert found[0] == wrong
+    assert later in found
+
+
 def test_what_this_checkpoint_cannot_tell_apart_is_all_named(twin_cache: Path) -> None:
     """Where a port shows scores but no rotated queries: one too far, or keys one too short."""
     from conformance.diagnose import diagnose

@@ -6,21 +6,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from conformance import bounds
 from conformance.checks.base import Check, Context, agree, identical, same
+from conformance.checks.by_hand import along_by_hand, by_hand, refused
 from conformance.checks.effects import effect
 from conformance.checks.stacks import stacked
 from conformance.checks.sweeps import along_paths, swept
+from conformance.experiments.patches import whole
 from conformance.experiments.patching import (
     STACKS,
     SWEEPS,
+    WHOLE,
     attribution,
     middle_patches,
     paths,
     prompts,
     tangents,
     values,
-    whole,
 )
 from conformance.experiments.rows import apart, batches, project, repeated, run_rows
+from conformance.experiments.two_stacks import half
+from conformance.implementations.base import for_each_row
 from conformance.records import Comparison
 from conformance.sites import computation_order, parse
 
@@ -32,8 +36,8 @@ if TYPE_CHECKING:
     from conformance.experiments.rows import Row
     from conformance.prompts import Prompt
 
-_STREAM = ("resid_pre", "resid_mid", "resid_post")
-_BRANCHES = ("attn_out", "mixer_out", "mlp_out")
+_STREAM = ("resid_pre", "resid_mid", "resid_cross", "resid_post")
+_BRANCHES = ("attn_out", "mixer_out", "cross_attn_out", "mlp_out")
 
 
 class Patching(Check):
@@ -42,10 +46,15 @@ class Patching(Check):
     What the port must do to itself is judged bit for bit: a site's own value changes nothing,
     the clean residual stream or all that is added to it gives the clean logits. What it measures
     is compared with the same patches made on the reference.
+
+    An encoder and a decoder differ in the tokens of both. The encoder's stream, patched, gives
+    the logits of the clean source with the corrupted target; the decoder's, patched in that run,
+    gives the clean logits; and so do both at once in the corrupted run.
     """
 
     name: ClassVar[str] = "patching"
     runs: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         try:
@@ -73,11 +82,14 @@ class Patching(Check):
             if not compared.ok:
                 return  # patches of a wrong run tell nothing of the patches
         editable = subject.editable()
-        inside = computation_order([s for s in clean if s in editable])
+        inside = computation_order([s for s in clean if s in editable], subject.family.order)
         self._clean = {site: clean[site] for site in inside}
         scoped = [s for s in inside if parse(s).layer in (None, *context.scope.layers)]
         yield from self._own_values(scoped, other)
-        yield from self._stream(scoped, clean["logits"])
+        if subject.family.encoder:
+            yield from self._two_streams(scoped, clean["logits"])
+        else:
+            yield from self._stream(scoped, clean["logits"])
         yield from self._branches(clean["logits"])
         yield from self._positions(scoped, other["logits"])
         yield from self._heads(scoped, other["logits"])
@@ -92,10 +104,14 @@ class Patching(Check):
         doing: str,
         site: str | None,
         on_site: Callable[[str, torch.Tensor], None] = lambda *_: None,
+        prompt: Prompt | None = None,
     ) -> torch.Tensor | None:
-        """One row of the corrupted prompt: its logits [pos, d_vocab]; None if the port raises."""
+        """One row of the corrupted prompt, or of another: its logits [pos, d_vocab].
+
+        None if the port raises.
+        """
         with self.port(doing, site):
-            return self._subject.run(self._corrupted, on_site, edits=edits)[0]
+            return self._subject.run(prompt or self._corrupted, on_site, edits=edits)[0]
         return None
 
     def _own_values(
@@ -132,9 +148,11 @@ class Patching(Check):
                 value: torch.Tensor,
                 part: Sequence[str] = part,
                 values: dict[str, torch.Tensor] = values,
+                batch: Prompt = batch,
             ) -> None:
                 if name in part:
-                    values[name] = value[part.index(name)].clone()
+                    each = for_each_row(value, parse(name).kind, batch)  # as an edit sees it
+                    values[name] = each[part.index(name)].clone()
 
             plain = self._subject.run(batch, keep)
             edits = apart([whole(site, values[site]) for site in part])
@@ -146,16 +164,68 @@ class Patching(Check):
         """The clean residual stream at every position: the clean logits, bit for bit."""
         for site in sites:
             if parse(site).kind in _STREAM:
-                logits = self._run(_edits(whole(site, self._clean[site])), "a patch", site)
-                if logits is not None:
-                    on = "corrupted (patched with the clean run at every position)"
-                    yield identical(clean, logits, site=site, on=on)
+                on = "corrupted (patched with the clean run at every position)"
+                yield from self._restored((site,), clean, on)
+
+    def _restored(
+        self,
+        sites: Sequence[str],
+        due: torch.Tensor,
+        on: str,
+        prompt: Prompt | None = None,
+    ) -> Iterator[Comparison]:
+        """Sites patched with the clean run at every position, the last of them on trial."""
+        rows = {s: edit for site in sites for s, edit in whole(site, self._clean[site]).items()}
+        logits = self._run(_edits(rows), "a patch", sites[-1], prompt=prompt)
+        if logits is not None:
+            yield identical(due, logits, site=sites[-1], on=on)
+
+    def _two_streams(self, sites: list[str], clean: torch.Tensor) -> Iterator[Comparison]:
+        """The clean stream of an encoder, of a decoder, and of both at once, bit for bit."""
+        stored, encoder = self._stored, self._subject.family.encoder
+        source = half(
+            self._clean_prompt, self._corrupted, self._subject.model.original_model.config
+        )
+        between = self._run({}, "a run with tokens of the decoder's own", "logits", prompt=source)
+        if between is None:
+            return
+        shown = project(between[None])[0]
+        compared = agree(stored, "half", shown, site="logits", on="clean source (unpatched)")
+        yield compared
+        if not compared.ok:
+            return
+        streams = [s for s in sites if parse(s).kind in (*_STREAM, "ln_encoder")]
+        first = [s for s in streams if (parse(s).layer or 0) < encoder]
+        second = [s for s in streams if s not in first]
+        right = []
+        for site in first:
+            on = "corrupted (the encoder's stream patched, against the clean source)"
+            for compared in self._restored((site,), between, on):
+                yield compared
+                right += [site] if compared.ok else []
+        for number, site in enumerate(second):
+            on = "clean source (the decoder's stream patched)"
+            for compared in self._restored((site,), clean, on, source):
+                yield compared
+                if compared.ok and right:
+                    pair = (right[number % len(right)], site)
+                    on = f"corrupted (the streams of both patched, the encoder's at {pair[0]})"
+                    yield from self._restored(pair, clean, on)
 
     def _branches(self, clean: torch.Tensor) -> Iterator[Comparison]:
-        """Embedding, and all that attention and MLPs add to it: the clean logits, bit for bit."""
+        """Embedding, and all that is added to it: the clean logits, bit for bit.
+
+        The embedding of a decoder is what enters its first layer; that of an encoder too, where
+        no hook shows it.
+        """
         fam, layers = self._subject.family, range(self._subject.dims.n_layers)
         every = [s for s in self._clean if parse(s).kind in ("embed", *_BRANCHES)]
         due = 1 + sum(kind not in fam.absent(i) for i in layers for kind in _BRANCHES)
+        if fam.encoder:
+            starts = [f"blocks.{fam.encoder}.resid_pre"]
+            starts += [] if "embed" in every else ["blocks.0.resid_pre"]
+            every += [s for s in starts if s in self._clean]
+            due += 1
         if len(every) < due:
             self.not_applicable(
                 "all branches", f"hooks of the library can edit only {len(every)} of {due}"
@@ -194,8 +264,18 @@ class Patching(Check):
             yield self._effect(f"at/{site}", value, unpatched, site, on)
             spread = self._stored.spread("corrupted")
             note = "a patch moved what comes before it"
-            if before and self._subject.family.causal:
+            if before and self._causal(site):
                 yield same(unpatched[:before], value[:before], spread, site=site, on=on, note=note)
+
+    def _causal(self, site: str) -> bool:
+        """Whether a position of this site reaches no logits before it.
+
+        An encoder sees both ways, and all of a decoder sees all of what it attends to.
+        """
+        fam, place = self._subject.family, parse(site)
+        if place.layer is None or place.kind in ("cross_attn.k", "cross_attn.v"):
+            return False
+        return fam.of(place.layer).causal
 
     def _effect(
         self, key: str, value: torch.Tensor, unpatched: torch.Tensor, site: str, on: str
@@ -206,9 +286,7 @@ class Patching(Check):
     def _heads(self, sites: list[str], corrupted: torch.Tensor) -> Iterator[Comparison]:
         """z patched in every head at every position is the attention patched."""
         unpatched = project(corrupted[None])[0]
-        rows = {
-            s: whole(s, self._clean[s]) for s in sites if parse(s).kind in ("attn.z", "attn_out")
-        }
+        rows = {s: whole(s, self._clean[s]) for s in sites if parse(s).kind in WHOLE}
         found = self._rows(rows)
         for site, value in found.items():
             on = "corrupted (every position patched)"
@@ -224,6 +302,12 @@ class Patching(Check):
         subject, corrupted, scope = self._subject, self._corrupted, self._context.scope
         cache = self._cached(self._clean_prompt)
         if cache is None:
+            return
+        if subject.family.encoder:
+            yield from by_hand(self, subject, self._stored, scope, corrupted, cache)
+            yield from along_by_hand(self, subject, self._stored, scope, corrupted, self._clean)
+            if (theirs := self._cached(corrupted)) is not None:
+                yield from refused(self, subject, corrupted, (cache, theirs))
             return
         for name in SWEEPS:
             if why := self._hidden(name, sites):
@@ -287,11 +371,13 @@ class Patching(Check):
                 continue
             slope = float(self._stored[f"slope/{site}"])
             size = float(truth.abs().sum())
+            if not size:
+                continue  # clean and corrupted are the same here: a table of positions
             if abs(float(truth.sum()) - slope) > bounds.DIFFERENCE_ALLOWED * size:
                 # A clamp, or an activation with a corner, within the steps of the difference.
                 self.metrics.setdefault("not_differentiable", []).append(site)
                 continue
-            apart = abs(float(value.sum()) - slope) / (size or 1.0)
+            apart = abs(float(value.sum()) - slope) / size
             yield Comparison(
                 judgement="same_function",
                 site=site,

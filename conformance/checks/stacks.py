@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from conformance.checks.base import Check, identical, structure
 from conformance.checks.sweeps import quiet
-from conformance.experiments.patching import STACKS, SWEEPS, patch
+from conformance.experiments.patches import patch
+from conformance.experiments.patching import STACKS, SWEEPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

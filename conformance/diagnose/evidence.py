@@ -16,7 +16,7 @@ import torch
 
 from conformance import bounds
 from conformance.compare import measure
-from conformance.sites import BLOCK_KINDS, computation_order, parse
+from conformance.sites import BLOCK_KINDS, USUAL, Order, computation_order, parse
 from conformance.variants import ISOLATION_PROMPTS, teacher
 from conformance.weights import canonical
 
@@ -166,10 +166,12 @@ class Run:
     """What the subject showed, and how far each site was from the reference.
 
     Attributes:
+        order: of the architecture's computation.
         measured: (mode, prompt, site) -> (relative difference, what is allowed).
         values: (mode, prompt, site) -> the value, float64.
     """
 
+    order: Order = USUAL
     measured: dict[tuple[Mode, str, str], tuple[float, float]] = field(default_factory=dict)
     values: dict[tuple[Mode, str, str], torch.Tensor] = field(default_factory=dict)
 
@@ -181,7 +183,7 @@ class Run:
             if m == mode
             if not d <= allowed
         }
-        return computation_order(sorted(found))
+        return computation_order(sorted(found), self.order)
 
     def first(self, ignore: frozenset[str] = frozenset()) -> tuple[str, Mode] | None:
         """The first site that diverges given right inputs, in the most isolated pass."""
@@ -216,7 +218,7 @@ def watch(
         lean: keep the values of sites past their bound only, for models too large for more.
         into: add to this run.
     """
-    run = Run() if into is None else into
+    run = Run(reference.family.order) if into is None else into
     for prompt in reference.prompts:
         if prompt.name in prompts:
             for mode in modes:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
 from conformance.bounds import DIFFERENCE_STEP
 from conformance.experiments.base import SHORT, Apparatus, Experiment
-from conformance.experiments.rows import (
-    apart,
-    gaussian,
-    project,
-    prompt_of,
-    repeated,
-    run_rows,
-    seeded,
+from conformance.experiments.patches import (
+    Path,
+    Sweep,
+    along,
+    head_sweeps,
+    patch,
+    sampled,
+    shifted,
+    whole,
 )
+from conformance.experiments.rows import gaussian, project, prompt_of, run_rows, seeded
+from conformance.experiments.two_stacks import crossing_paths, half, made, row_of, site_of
 from conformance.implementations.base import UNEDITABLE
 from conformance.sites import parse
 
@@ -26,10 +29,9 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.experiments.base import Scope
-    from conformance.experiments.rows import Row, RowEdit
+    from conformance.experiments.rows import Row
     from conformance.families import Dims, Family
     from conformance.implementations.base import Implementation
-    from conformance.implementations.huggingface import HuggingFaceModel
     from conformance.prompts import Prompt
 
 #: How many patches are made of a sweep, for a twin and for a large model: the library makes a
@@ -52,27 +54,11 @@ STACKS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     for how, axes in (("all_pos", ("layer", "head")), ("by_pos", ("layer", "pos", "head")))
 }
 
+#: What is patched at every position in one go: all heads of an attention, and its output.
+WHOLE = ("attn.z", "attn_out", "cross_attn.z", "cross_attn_out")
+
 #: Steps -> weight, of the central difference of fourth order.
 STENCIL: Mapping[int, float] = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """One of the library's sweeps.
-
-    Attributes:
-        kind: of the site that it patches.
-        axes: what it iterates over, in its own order; ``layer`` first.
-    """
-
-    kind: str
-    axes: tuple[str, ...]
-
-    def counts(self, dims: Dims, layers: int) -> list[int]:
-        """How far each axis goes."""
-        heads = dims.n_kv_heads if self.kind in ("attn.k", "attn.v") else dims.n_heads
-        far = {"layer": layers, "head": heads}
-        return [far.get(axis, SHORT) for axis in self.axes]
 
 
 def _sweeps() -> dict[str, Sweep]:
@@ -80,15 +66,8 @@ def _sweeps() -> dict[str, Sweep]:
         f"get_act_patch_{kind}": Sweep(kind, ("layer", "pos"))
         for kind in ("resid_pre", "resid_mid", "attn_out", "mlp_out")
     }
-    for name, kind in (("out", "attn.z"), ("q", "attn.q"), ("k", "attn.k"), ("v", "attn.v")):
-        stem = f"get_act_patch_attn_head_{name}"
-        found[f"{stem}_all_pos"] = Sweep(kind, ("layer", "head"))
-        found[f"{stem}_by_pos"] = Sweep(kind, ("layer", "pos", "head"))
-    stem = "get_act_patch_attn_head_pattern"
-    found[f"{stem}_all_pos"] = Sweep("attn.pattern", ("layer", "head"))
-    found[f"{stem}_by_pos"] = Sweep("attn.pattern", ("layer", "head", "dest"))
-    found[f"{stem}_dest_src_pos"] = Sweep("attn.pattern", ("layer", "head", "dest", "src"))
-    return found
+    stem = "get_act_patch_attn_head_"
+    return found | {stem + name: sweep for name, sweep in head_sweeps("attn").items()}
 
 
 #: The library's sweeps, by name.
@@ -108,44 +87,9 @@ def prompts(dims: Dims, scope: Scope) -> tuple[Prompt, Prompt]:
 
 
 def indices(name: str, dims: Dims, scope: Scope) -> list[tuple[int, ...]]:
-    """Which patches of a sweep are made: every layer once before any twice."""
-    import torch
-
-    sweep = SWEEPS[name]
-    possible = list(
-        itertools.product(scope.layers, *map(range, sweep.counts(dims, dims.n_layers)[1:]))
-    )
-    if sweep.axes[-2:] == ("dest", "src"):
-        possible = [index for index in possible if index[-1] <= index[-2]]
+    """Which patches of a sweep of the library are made: every layer once before any twice."""
     count = SAMPLED_LARGE if scope.large else SAMPLED
-    seen: dict[int, int] = {}
-    ranked: list[tuple[int, tuple[int, ...]]] = []
-    for at in torch.randperm(len(possible), generator=seeded(name)).tolist():
-        layer = possible[at][0]
-        seen[layer] = seen.get(layer, 0) + 1
-        ranked.append((seen[layer], possible[at]))
-    ranked.sort(key=lambda entry: entry[0])
-    return sorted(index for _, index in ranked[:count])
-
-
-def patch(kind: str, axes: Sequence[str], index: Sequence[int], clean: torch.Tensor) -> RowEdit:
-    """Put the clean run's value where ``index`` points, along ``axes`` (no layer among them).
-
-    Args:
-        clean: the site's value in the clean run, no batch.
-    """
-    names = {"pos": "pos", "dest": "query", "src": "key", "head": "head"}
-    own = [("head" if axis == "kv_head" else axis) for axis in parse(f"blocks.0.{kind}").axes[1:]]
-    at: list[Any] = [slice(None)] * len(own)
-    for axis, value in zip(axes, index, strict=True):
-        at[own.index(names[axis])] = value
-
-    def edit(value: torch.Tensor) -> torch.Tensor:
-        value = value.clone()
-        value[tuple(at)] = clean[tuple(at)].to(value.dtype)
-        return value
-
-    return edit
+    return sampled(name, SWEEPS[name], dims, scope.layers, count)
 
 
 def paths(dims: Dims, scope: Scope, fam: Family) -> dict[str, tuple[int, int]]:
@@ -160,6 +104,17 @@ def paths(dims: Dims, scope: Scope, fam: Family) -> dict[str, tuple[int, int]]:
     if dims.group == 1:
         found |= {"k": (far, dims.n_heads - 1), "v": (far, dims.n_heads // 2)}
     return found
+
+
+def routes(dims: Dims, scope: Scope, fam: Family) -> dict[str, Path]:
+    """:func:`paths`, or those of an encoder and a decoder, with the sites that they lead to."""
+    if fam.encoder:
+        return crossing_paths(dims, scope, fam)
+    return {
+        kind: Path(layer, head, {f"blocks.{n}.attn.{kind}": f"blocks.{n}.resid_pre" for n in after})
+        for kind, (layer, head) in paths(dims, scope, fam).items()
+        for after in [range(layer + 1, dims.n_layers)]
+    }
 
 
 def later(dims: Dims, layer: int) -> list[tuple[int, int]]:
@@ -184,7 +139,7 @@ def middle_patches(sites: Mapping[str, torch.Tensor]) -> dict[str, Row]:
         kind = parse(site).kind
         where = "dest" if "query" in axes else "pos"
         length = clean.shape[axes.index("query" if where == "dest" else "pos")]
-        if parse(site).layer is not None:
+        if parse(site).layer is not None or kind == "ln_encoder":
             found[site] = {site: patch(kind, (where,), (length // 2,), clean)}
     return found
 
@@ -239,9 +194,17 @@ class Patching(Experiment):
     ``attribution/{site}`` [pos]; and
     ``slope/{site}`` [1], the metric's central difference along clean minus corrupted (of a large
     model, in its middle layer).
+
+    An encoder and a decoder have no sweeps, but ``half`` [pos, 16], the clean source with the
+    corrupted target; ``hand/{name}`` [patches, pos, 16]; and their paths.
     """
 
-    uses: ClassVar[tuple[str, ...]] = ("conformance.experiments.rows", "conformance.bounds")
+    uses: ClassVar[tuple[str, ...]] = (
+        "conformance.experiments.rows",
+        "conformance.experiments.patches",
+        "conformance.experiments.two_stacks",
+        "conformance.bounds",
+    )
 
     def run(self, on: Apparatus) -> Iterator[tuple[str, torch.Tensor]]:
         import torch
@@ -254,7 +217,7 @@ class Patching(Experiment):
         yield "corrupted", project(other.pop("logits")[None])[0]
         named: dict[str, Row] = {f"at/{s}": row for s, row in middle_patches(clean).items()}
         for site in clean:
-            if parse(site).kind in ("attn.z", "attn_out"):
+            if parse(site).kind in WHOLE:
                 named[f"whole/{site}"] = whole(site, clean[site])
         differences = tangents(clean, other)
         sloped = [s for s in differences if not scope.large or parse(s).layer == scope.layers[1]]
@@ -262,90 +225,48 @@ class Patching(Experiment):
             for steps in STENCIL:
                 by = steps * DIFFERENCE_STEP * differences[site]
                 named[f"{steps}/{site}"] = {site: shifted(by)}
-        swept = {}
-        for name, sweep in SWEEPS.items():
-            if model.family.everywhere(sweep.kind) and sweep.kind not in UNEDITABLE:
-                swept[name] = indices(name, model.dims, scope)
-                named |= {f"{name}/{i}": row for i, row in self._rows(name, swept[name], clean)}
+        swept = self._rows(on, clean)
+        for name, rows in swept.items():
+            named |= {f"{name}/{i}": row for i, row in enumerate(rows)}
         names = list(named)
         results = {names[i]: v for i, v in run_rows(model, corrupted, list(named.values()))}
         for name, value in results.items():
             if name.startswith(("at/", "whole/")):
                 yield name, value
-        for name, made in swept.items():
-            yield name, torch.stack([results[f"{name}/{i}"][-1] for i in range(len(made))])
-        for kind, (layer, head) in paths(model.dims, scope, model.family).items():
-            yield f"path/{kind}", self._path(model, prompt, corrupted, kind, layer, head)
+        for name, rows in swept.items():
+            found = torch.stack([results[f"{name}/{i}"] for i in range(len(rows))])
+            yield name, found if model.family.encoder else found[:, -1]
+        for kind, path in routes(model.dims, scope, model.family).items():
+            z = values(model, prompt, (path.layer,))[f"blocks.{path.layer}.attn.z"]
+            yield f"path/{kind}", along(model, path, z, corrupted)[:, -1]
+        if model.family.encoder:
+            source = half(prompt, corrupted, model.model.config)
+            yield "half", project(model.run(source, lambda *_: None))[0]
         for site, value in attribution(model, corrupted, differences).items():
             yield f"attribution/{site}", value
             if site in sloped:
                 parts = [w * metric(results[f"{n}/{site}"]) for n, w in STENCIL.items()]
                 yield f"slope/{site}", torch.stack(parts).sum().reshape(1) / DIFFERENCE_STEP
 
-    def _rows(
-        self, name: str, made: Sequence[tuple[int, ...]], clean: Mapping[str, torch.Tensor]
-    ) -> Iterator[tuple[int, Row]]:
-        sweep = SWEEPS[name]
-        for i, (layer, *index) in enumerate(made):
-            site = f"blocks.{layer}.{sweep.kind}"
-            yield i, {site: patch(sweep.kind, sweep.axes[1:], index, clean[site])}
-
-    def _path(
-        self,
-        model: HuggingFaceModel,
-        clean: Prompt,
-        corrupted: Prompt,
-        kind: str,
-        layer: int,
-        head: int,
-    ) -> torch.Tensor:
-        """A head's output of the clean run in what one later head alone reads, q, k or v.
-
-        First what each later layer would read with the head's change in its input; then each of
-        its heads given that, and nothing else.
-
-        Returns:
-            [later heads, 16]: logits of the last position, projected.
-        """
-        import torch
-
-        z, out = f"blocks.{layer}.attn.z", f"blocks.{layer}.attn_out"
-        theirs = values(model, clean, (layer,))[z]
-        written: list[torch.Tensor] = []
-        for row in ({}, {z: patch("attn.z", ("head",), (head,), theirs)}):
-
-            def keep_written(name: str, value: torch.Tensor) -> None:
-                if name == out:
-                    written.append(value[0].clone())
-
-            model.run(corrupted, keep_written, edits=apart([row]))
-        change = written[1] - written[0]
-        layers = range(layer + 1, model.dims.n_layers)
-        reads = {f"blocks.{n}.attn.{kind}": row for row, n in enumerate(layers)}
-        read: dict[str, torch.Tensor] = {}
-
-        def keep(name: str, value: torch.Tensor) -> None:
-            if name in reads:
-                read[name] = value[reads[name]].clone()
-
-        inputs: list[Row] = [{f"blocks.{n}.resid_pre": shifted(change)} for n in layers]
-        model.run(repeated(corrupted, len(inputs)), keep, edits=apart(inputs))
-        rows: list[Row] = [
-            {site: patch(f"attn.{kind}", ("head",), (h,), read[site])}
-            for n, h in later(model.dims, layer)
-            for site in [f"blocks.{n}.attn.{kind}"]
-        ]
-        return torch.stack([value[-1] for _, value in run_rows(model, corrupted, rows)])
-
-
-def whole(site: str, clean: torch.Tensor) -> Row:
-    """A site patched at every position."""
-    return {site: lambda value: clean.to(value.dtype)}
-
-
-def shifted(by: torch.Tensor) -> RowEdit:
-    """Add this to a site's value."""
-    return lambda value: value + by.to(value.dtype)
+    def _rows(self, on: Apparatus, clean: Mapping[str, torch.Tensor]) -> dict[str, list[Row]]:
+        """Sweep -> its patches."""
+        fam, dims = on.model.family, on.model.dims
+        if fam.encoder:
+            return {
+                f"hand/{name}": [
+                    row_of(name, index, clean[site_of(name, index)]) for index in chosen
+                ]
+                for name, chosen in made(dims, on.scope, fam).items()
+            }
+        found: dict[str, list[Row]] = {}
+        for name, sweep in SWEEPS.items():
+            if fam.everywhere(sweep.kind) and sweep.kind not in UNEDITABLE:
+                found[name] = [
+                    {site: patch(sweep.kind, sweep.axes[1:], index, clean[site])}
+                    for layer, *index in indices(name, dims, on.scope)
+                    for site in [f"blocks.{layer}.{sweep.kind}"]
+                ]
+        return found
 
 
 def tangents(

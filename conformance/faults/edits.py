@@ -157,16 +157,40 @@ def _path_into_other_head() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _target_ignored(subject: LensModel) -> Iterator[None]:
+    """A decoder is given the encoder's tokens, whatever a call says."""
+    model = subject.model
+    right = model.forward
+
+    def wrong(*args: Any, decoder_input_ids: Any = None, **kwargs: Any) -> Any:
+        return right(*args, **kwargs)
+
+    with attribute(model, "forward", wrong):
+        yield
+
+
+def _crossing(subject: LensModel) -> str:
+    return f"blocks.{subject.family.encoder}.cross_attn.z"
+
+
+def _swept(subject: LensModel) -> bool:
+    """Whether the library's sweeps know the model's blocks: they name one stack."""
+    return not subject.family.encoder
+
+
 def _stacks(subject: LensModel) -> bool:
     kinds = ("attn.z", "attn.q", "attn.k", "attn.v", "attn.pattern")
-    return all(_editable(f"blocks.0.{kind}")(subject) for kind in kinds)
+    return _swept(subject) and all(_editable(f"blocks.0.{kind}")(subject) for kind in kinds)
 
 
 def _has_paths(subject: LensModel) -> bool:
     """Whether the library can patch the way from one head into another."""
     from transformer_lens import patching
 
-    if not hasattr(patching, "get_act_patch_direct_path") or not forks(subject, _LAYER):
+    if not _swept(subject) or not hasattr(patching, "get_act_patch_direct_path"):
+        return False
+    if not forks(subject, _LAYER):
         return False
     try:
         patching._check_direct_path_support(subject.model, [0], "q")
@@ -306,7 +330,7 @@ FAULTS: tuple[Fault, ...] = (
         "get_act_patch_resid_pre returns its results one patch late",
         lambda _: _sweep_shifted(),
         exactly("blocks.0.resid_pre"),
-        _editable("blocks.0.resid_pre"),
+        lambda s: _swept(s) and _editable("blocks.0.resid_pre")(s),
         needs="patching",
     ),
     Fault(
@@ -325,6 +349,24 @@ FAULTS: tuple[Fault, ...] = (
         lambda _: _path_into_other_head(),
         exactly("blocks.1.attn.q"),
         _has_paths,
+        needs="patching",
+    ),
+    Fault(
+        "patch_of_next_cross_head",
+        "behaviour",
+        "a patch of one head's z, where a decoder attends to its encoder, lands in the next head",
+        lambda s: treated(s, _crossing(s), _next_head),
+        lambda s: (_crossing(s),),
+        lambda s: s.family.encoder > 0 and _editable(_crossing(s))(s),
+        needs="patching",
+    ),
+    Fault(
+        "target_ignored",
+        "tokens",
+        "tokens that a call gives to the decoder are not used: it gets the encoder's",
+        _target_ignored,
+        exactly("logits"),
+        lambda s: s.family.encoder > 0,
         needs="patching",
     ),
 )

@@ -265,7 +265,7 @@ class HuggingFaceModel:
         inputs = {"input_ids": prompt.tokens, **prompt.given(self.dtype)}
         inputs |= asked(self.family, prompt)
         if self.family.encoder:  # teacher forcing: what comes out is what went in
-            inputs["decoder_input_ids"] = one_back(prompt.tokens, self.model.config)
+            inputs.setdefault("decoder_input_ids", one_back(prompt.tokens, self.model.config))
             # Said, because T5Gemma masks padding that it finds in these, unless it keeps a cache.
             inputs["decoder_attention_mask"] = torch.ones_like(prompt.tokens)
         if prompt.mask is not None:
