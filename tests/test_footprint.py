@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from typer.testing import CliRunner
 
 from conformance.bounds import FOOTPRINT_MARGIN
@@ -25,11 +27,12 @@ from conformance.footprint.shapes import (
     of_name,
     of_reference,
     of_twin,
+    of_weights,
 )
 from conformance.footprint.table import Row, rows
 from conformance.jobs import Limit
 from conformance.selection import SelectionError
-from conformance.spec import BEYOND, Memory, Spec, Tier, TwinSource, load_spec
+from conformance.spec import BEYOND, Memory, Spec, Tier, TwinSource, WheelSource, load_spec
 
 GPT2 = Shape(124_439_808, 12, 768, 12, 12, 64, 3072, 50257, 1024, tied=True)
 
@@ -151,6 +154,14 @@ def test_experts_are_held_but_not_processed() -> None:
     assert predict(experts, checks=["gradients"]) == predict(GPT2, checks=["gradients"])
 
 
+#: What docs/footprint.md calls the trained models -> their ids.
+REAL = {
+    "SmolLM2 135M": "smollm2-135m-instruct",
+    "Gemma 3 270M": "gemma3-270m",
+    "microformer": "microformer-mgm",
+}
+
+
 def measured() -> dict[str, tuple[float, float]]:
     """Model -> predicted and measured peak of its larger process, in MB: docs/footprint.md."""
     found: dict[str, tuple[float, float]] = {}
@@ -165,16 +176,54 @@ def measured() -> dict[str, tuple[float, float]]:
 def test_predictions_are_near_what_was_measured() -> None:
     models = load_spec(Path("benchmarks/scaled.toml")).models
     found = measured()
-    assert len(found) == len(models) + 2
+    assert len(found) == len(models) + len(REAL)
     for model in models:
         assert isinstance(model.source, TwinSource)
         predicted, peak = found[model.id]
         now = predict(of_twin(model.source.twin, model.source.config)).sides["subject"].total / 1e6
         assert round(now) == predicted, f"{model.id}: docs/footprint.md is of another prediction"
         assert abs(predicted / peak - 1) < FOOTPRINT_MARGIN - 1
-    for name in ("SmolLM2 135M", "microformer"):
+    entries = {model.id: model for model in load_spec(Path("models.toml")).models}
+    for name, entry in REAL.items():
+        source = entries[entry].source
+        assert isinstance(source, WheelSource)
+        shape = of_weights(source.weights_sha256 or "")
+        assert shape is not None
         predicted, peak = found[name]
+        assert round(predict(shape).sides["subject"].total / 1e6) == predicted
         assert abs(predicted / peak - 1) < 0.1
+
+
+def test_sizes_of_weights_inside_packages_are_those_of_their_configs() -> None:
+    """Parameters counted anew from the sizes alone, as each architecture has them."""
+    import tomllib
+
+    path = Path("conformance/footprint/embedded.toml")
+    found = {s["parameters"]: s for s in tomllib.loads(path.read_text())["weights"].values()}
+    for s in found.values():
+        heads = {"num_attention_heads": s["heads"], "num_key_value_heads": s["kv_heads"]}
+        rotary = {
+            "hidden_size": s["d_model"],
+            "num_hidden_layers": s["layers"],
+            "head_dim": s["d_head"],
+            "intermediate_size": s["d_mlp"],
+            "vocab_size": s["d_vocab"],
+            "tie_word_embeddings": True,
+            **heads,
+        }
+        gpt2 = {
+            "n_embd": s["d_model"],
+            "n_layer": s["layers"],
+            "n_head": s["heads"],
+            "n_positions": s["context"],
+            "vocab_size": s["d_vocab"],
+        }
+        kinds = {9669: ("gpt2", gpt2), 49152: ("llama", rotary), 262144: ("gemma3_text", rotary)}
+        kind, sizes = kinds[s["d_vocab"]]
+        config = transformers.AutoConfig.for_model(kind, **sizes)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        assert sum(p.numel() for p in model.parameters()) == s["parameters"]
 
 
 def test_a_small_port_takes_what_is_predicted(twin_cache: Path) -> None:

@@ -28,8 +28,10 @@ _GATHERED = 60_000_000
 #: What transformers maps of a checkpoint while it loads: its weights, mostly in float32 at most.
 _STORED = 4
 #: How often TransformerLens's weight processing holds a table of tokens, and the rest, besides the
-#: model's own: where the two tables are tied, and where not (measured: docs/footprint.md).
-_COPIED: Mapping[bool, tuple[float, float]] = {True: (5, 2.7), False: (6, 1.25)}
+#: model's own (docs/footprint.md). Tied: while it centres the unembedding, the parameters as they
+#: were given and a copy of them, each with two tables, the port's new table, and the difference
+#: with its mean. Logits with a soft cap are not centred.
+_COPIED_TIED, _COPIED_CAPPED, _COPIED = (7, 2), (5, 2), (6, 1.25)
 #: Tensors that the reference's trace holds on to, and how many a block gives (trace.py).
 _KEPT_BLOCKS = 3
 #: Matrices [head, query, key] that eager attention has at once: scores, masked, pattern, a copy.
@@ -206,7 +208,8 @@ class _Run:
 
     def _processed(self) -> dict[str, int]:
         """What weight processing copies: all but experts; a tied unembedding gets a table too."""
-        tables, blocks = _COPIED[self.shape.tied]
+        tied = _COPIED_CAPPED if self.shape.capped else _COPIED_TIED
+        tables, blocks = tied if self.shape.tied else _COPIED
         size = _F64 * (self.shape.blocks - self.shape.experts)
         return {
             "copies of blocks": round(blocks * size),

@@ -36,6 +36,7 @@ class Shape:
         window: longest sliding window, 0 for none.
         tied: whether the unembedding is the embedding.
         experts: how many of the parameters are a mixture's experts'.
+        capped: whether logits have a soft cap.
     """
 
     parameters: int
@@ -50,6 +51,7 @@ class Shape:
     window: int = 0
     tied: bool = False
     experts: int = 0
+    capped: bool = False
 
     @property
     def embedding(self) -> int:
@@ -147,6 +149,7 @@ def of_dims(d: Dims, counts: Mapping[str, int], config: Any, tied: bool) -> Shap
         context=d.n_ctx,
         window=max((w for w in d.windows if w is not None), default=0),
         tied=tied,
+        capped=getattr(config.get_text_config(), "final_logit_softcapping", None) is not None,
     )
 
 
@@ -179,3 +182,10 @@ def of_name(hub: str) -> Shape | None:
     """Of a model on the hub, as published; None where it is not known here."""
     found = _named().get(hub)
     return None if found is None else Shape(**{"d_mlp": 0, **found})  # attention only: none
+
+
+def of_weights(sha256: str) -> Shape | None:
+    """Of the embedded defaults' weights, by the digest of their file; None where unknown."""
+    path = Path(__file__).with_name("embedded.toml")
+    found = tomllib.loads(path.read_text(encoding="utf-8"))["weights"].get(sha256)
+    return None if found is None else Shape(**found)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from conformance.footprint.fitting import size, tier_of
 from conformance.footprint.predict import Footprint, predict
-from conformance.footprint.shapes import Shape, of_directory, of_name, of_twin
+from conformance.footprint.shapes import Shape, of_directory, of_name, of_twin, of_weights
 from conformance.selection import SelectionError
-from conformance.spec import HubSource, PathSource, TwinSource
+from conformance.spec import HubSource, PathSource, TwinSource, WheelSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -122,7 +122,9 @@ def _fetched(model: ModelSpec) -> tuple[Shape | None, str]:
 
     folder = cached(model, cache_dir())
     if folder is None:
-        return None, "its config is inside a package that no run has fetched yet"
+        assert isinstance(model.source, WheelSource)
+        known = of_weights(model.source.weights_sha256 or "")
+        return known, "" if known else "its config is inside a package that no run has fetched yet"
     try:
         return of_directory(folder, model.architecture), ""
     except Exception as error:
