@@ -307,8 +307,8 @@ def _renormalises(subject: LensModel) -> bool:
     own = _own_moe(subject)
     if own is not None:
         return bool(getattr(own.cfg, "norm_topk_prob", False))
-    # Mixtral and GPT-OSS always do, Jamba never; the others say so.
-    if subject.family.of(_LAYER).architecture == "JambaForCausalLM":
+    # Mixtral and GPT-OSS always do, Jamba and DeepSeek-V2 never; the others say so.
+    if subject.family.of(_LAYER).architecture in ("JambaForCausalLM", "DeepseekV2ForCausalLM"):
         return False
     return _has_router(subject) and bool(getattr(_router(subject), "norm_topk_prob", True))
 
