@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from conformance.experiments.generation import TOGETHER, steered
 from conformance.faults.base import Fault, exactly
 from conformance.faults.inject import (
     AttentionMode,
@@ -75,12 +77,16 @@ def _hooks_dropped(subject: LensModel) -> AbstractContextManager[object]:
 
 
 def _hooks_at_prefill_only(subject: LensModel) -> AbstractContextManager[object]:
-    right = subject.model.hooks
+    """Where each token costs a pass over all before it, as of two stacks: in the first alone."""
+    right, encoder = subject.model.hooks, subject.family.encoder
 
     def wrong(fwd_hooks: Any) -> Any:
         def once(user: Any) -> Any:
+            calls = itertools.count()
+
             def hook(tensor: torch.Tensor, hook: Any) -> Any:
-                return tensor if tensor.shape[1] == 1 else user(tensor, hook=hook)
+                late = next(calls) > 0 if encoder else tensor.shape[1] == 1
+                return tensor if late else user(tensor, hook=hook)
 
             return hook
 
@@ -112,7 +118,7 @@ def _seed_forgotten(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _steered(subject: LensModel) -> tuple[str, ...]:
-    return (f"blocks.{subject.dims.n_layers // 2}.resid_post",)
+    return tuple(steered(subject.family, subject.dims).values())
 
 
 def _fault(
@@ -174,7 +180,7 @@ FAULTS: tuple[Fault, ...] = (
         "generation_sees_padding",
         "the padding of a batch is not masked while tokens are generated",
         _generating(_padding_forgotten),
-        part="a batch padded on the left",
+        part=TOGETHER,
     ),
     _fault(
         "generation_not_seeded",

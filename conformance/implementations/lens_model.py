@@ -317,7 +317,8 @@ class LensModel(ABC):
 
     def run_options(self, prompt: Prompt) -> dict[str, Any]:
         """What every call of :attr:`model` on a prompt needs besides its tokens and mask."""
-        return {**asked(self.family, prompt)}
+        given = {} if prompt.decoder is None else {"decoder_input_ids": prompt.decoder}
+        return {**asked(self.family, prompt), **given}
 
     def loss_options(self, prompt: Prompt) -> dict[str, Any]:
         """The same where a loss is asked for: an encoder and a decoder are told of what."""
