@@ -269,7 +269,7 @@ class Generation(Check):
         if SEEN in stored.facts["disagrees"]:
             self.not_applicable(how, stored.facts["disagrees"][SEEN])
             return
-        seen = asked(context.subject.family, Prompt(SEEN, tokens))
+        seen: dict[str, Any] = {**asked(context.subject.family, Prompt(SEEN, tokens))}
         if made := self._generate(context, how, tokens, CONFIGURED, True, **seen):
             yield from _greedy(self.metrics, stored, SEEN, made, how, _SEEN)
 

@@ -161,6 +161,11 @@ class LensModel(ABC):
     def named_weights(self) -> dict[str, torch.Tensor]:
         """The weights by TransformerLens's names (``blocks.0.attn.W_Q``)."""
 
+    def used_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that the forward pass uses, by TransformerLens's names; after processing,
+        too."""
+        return self.named_weights()
+
     @abstractmethod
     def raw_parameters(self) -> dict[str, torch.Tensor]:
         """Every parameter that the forward pass can use, by the port's own names."""
