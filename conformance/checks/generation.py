@@ -413,7 +413,9 @@ def _greedy(
     whole = stored[f"{name}/logits"][start - 1 : seen]
     if len(whole) > 0:
         shown = project(logits[None])[0][: len(whole)]
-        yield agree(stored, f"{name}/logits", shown, truth=whole, site=site, on=on)
+        finite = bool(logits[: len(whole)].isfinite().all())
+        note = "" if finite else "logits that are not finite"
+        yield agree(stored, f"{name}/logits", shown, truth=whole, site=site, on=on, note=note)
 
 
 @contextlib.contextmanager
