@@ -66,9 +66,10 @@ def declined(subject: LensModel, flag: str) -> str | None:
 def _has_value_bias(subject: LensModel) -> bool:
     if not any(own.q or own.qkv for own in subject.family.every):
         return False
-    return any(bool((b != 0).any()) for b in value_biases(subject.named_weights()).values())
+    return any(bool((b != 0).any()) for b in value_biases(subject.used_weights()).values())
 
 
 def value_biases(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Those of a port's weights that are biases of values."""
-    return {n: t for n, t in weights.items() if n.endswith((".attn.b_V", ".attn._b_V"))}
+    ends = (".attn.b_V", ".attn._b_V", ".cross_attn.b_V")
+    return {n: t for n, t in weights.items() if n.endswith(ends)}

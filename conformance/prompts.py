@@ -62,12 +62,15 @@ class Prompt:
     """Token ids [batch, pos] (int64) and a mask [batch, pos] (1 real, 0 padding) or None.
 
     ``extra`` has what else a model is given, by the names of its arguments: an image, a sound.
+    ``decoder`` are the tokens [batch, pos of the decoder] that a decoder is given where an encoder
+    is given ``tokens``; None for these one place late.
     """
 
     name: str
     tokens: torch.Tensor
     mask: torch.Tensor | None = None
     extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    decoder: torch.Tensor | None = None
 
     def given(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """``extra``, its real numbers in the dtype of the model."""

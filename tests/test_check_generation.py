@@ -45,7 +45,10 @@ def test_a_shared_continuation_goes_past_the_window_of_every_twin() -> None:
     assert min(batching.LENGTHS) + generation.SHARED > 2 * WINDOW
 
 
-@pytest.mark.parametrize("fault", decoding.FAULTS, ids=lambda fault: fault.name)
+ONE_STACK = [fault for fault in decoding.FAULTS if fault not in decoding.TWO_STACKS]
+
+
+@pytest.mark.parametrize("fault", ONE_STACK, ids=lambda fault: fault.name)
 def test_faults_are_caught_and_named(fault: decoding.Fault, bench: Bench) -> None:
     assert fault.applies(bench.exact)
     proof = bench.prove(fault)

@@ -53,7 +53,8 @@ def test_the_half_run_is_clean_in_its_source_alone(twin_cache: Path) -> None:
     clean, corrupted = prompts(model.dims, Scope.of(model.dims))
     source = half(clean, corrupted, model.model.config)
     assert torch.equal(source.tokens, clean.tokens)
-    assert source.extra["decoder_input_ids"].tolist() == [[0, *corrupted.tokens[0, :-1].tolist()]]
+    assert source.decoder is not None
+    assert source.decoder.tolist() == [[0, *corrupted.tokens[0, :-1].tolist()]]
     everywhere = range(model.dims.n_layers)
     seen = values(model, clean, everywhere)
     due = model.run(source, lambda *_: None)

@@ -29,6 +29,10 @@ class Decoder:
         """Keys and values of the first row, [pos, kv_head, d_head]; None if nothing was kept."""
         raise NotImplementedError
 
+    def crossed(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The same of a decoder's attention to its encoder, where it has any."""
+        return None
+
 
 class _BridgeDecoder(Decoder):
     """HuggingFace's cache, handed back to the bridge."""
@@ -51,11 +55,39 @@ class _BridgeDecoder(Decoder):
         return self._cache is not None
 
     def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return _first_row(self._cache, layer)
+
+
+class _TwoStacks(_BridgeDecoder):
+    """The same, of an encoder and a decoder: the encoder is given the same tokens each time."""
+
+    def __init__(self, model: Any, tokens: torch.Tensor, encoder: int) -> None:
+        super().__init__(model)
+        self._tokens, self._encoder = tokens, encoder
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        options: dict[str, Any] = {"use_past_kv_cache": True, "decoder_input_ids": tokens}
+        if self._cache is not None:
+            options["past_key_values"] = self._cache
+        logits: torch.Tensor
+        logits, self._cache = self._model(self._tokens, return_type="logits_and_cache", **options)
+        return logits
+
+    def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         cache: Any = self._cache
-        found = cache.layers[layer] if len(cache.layers) > layer else None
-        if found is None or found.keys is None:
-            return None
-        return found.keys[0].transpose(0, 1), found.values[0].transpose(0, 1)
+        return _first_row(cache.self_attention_cache, layer - self._encoder)
+
+    def crossed(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        cache: Any = self._cache
+        return _first_row(cache.cross_attention_cache, layer - self._encoder)
+
+
+def _first_row(cache: Any, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What HuggingFace's cache holds of a layer."""
+    found = cache.layers[layer] if len(cache.layers) > layer else None
+    if found is None or found.keys is None:
+        return None
+    return found.keys[0].transpose(0, 1), found.values[0].transpose(0, 1)
 
 
 class _HookedDecoder(Decoder):
@@ -83,9 +115,15 @@ class _HookedDecoder(Decoder):
         return found.past_keys[0], found.past_values[0]
 
 
-def decoder_of(subject: LensModel) -> Decoder:
-    """A decoder with an empty cache."""
-    model = subject.model
+def decoder_of(subject: LensModel, tokens: torch.Tensor) -> Decoder:
+    """A decoder with an empty cache.
+
+    Args:
+        tokens: what an encoder is given, where there is one, [batch, pos].
+    """
+    model, encoder = subject.model, subject.family.encoder
+    if encoder:
+        return _TwoStacks(model, tokens, encoder)
     if subject.kind == "TransformerBridge":
         return _BridgeDecoder(model)
     return _HookedDecoder(model)

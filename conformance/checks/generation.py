@@ -20,27 +20,42 @@ from conformance.experiments.batching import padded
 from conformance.experiments.generation import (
     ALONE,
     AT_ONCE,
+    CONFIGURED,
+    OWN,
+    RULED,
+    SEEN,
     SINGLE,
     SINGLY,
-    STEERED,
+    TOGETHER,
+    configured,
     fewer,
     keeping_heads,
+    kept,
     once,
     prompts,
+    ruled,
+    side,
+    steered,
     steering,
     steps,
 )
 from conformance.experiments.rows import project
+from conformance.implementations.base import asked
+from conformance.prompts import Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from conformance.checks.decoders import Decoder
     from conformance.experiments.store import Stored
+    from conformance.implementations.lens_model import LensModel
     from conformance.records import Comparison
 
-#: Tokens generated without a cache where an edit is active or the model is large.
+#: Tokens generated without a cache where an edit is active, the model is large, or two stacks.
 FEW = 8
+#: What is generated as a generation config says, and with a token that sees all: the library's
+#: doing, not the forward pass's.
+_CONFIGURED, _SEEN = "logits.configured", "logits.seen_by_all"
 #: Tokens sampled, three times.
 SAMPLED = 4
 _SEED = 0
@@ -48,7 +63,8 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Made:
-    """Tokens [batch, pos], the prompt first; and logits [batch, step, d_vocab] of each step."""
+    """Tokens [batch, pos], the prompt first, or those of the decoder; and logits
+    [batch, step, d_vocab] of each step."""
 
     tokens: torch.Tensor
     logits: torch.Tensor
@@ -63,6 +79,7 @@ class Generation(Check):
 
     name: ClassVar[str] = "generation"
     runs: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,12 +97,13 @@ class Generation(Check):
         stored = context.experiment(self.name)
         subject = context.subject
         found = prompts(subject.dims, context.scope)
-        count = _at_most(steps(subject.dims, context.scope), context)
+        count = _at_most(steps(subject.family, subject.dims, context.scope), context)
         if stored.facts["disagrees"]:
             self.metrics["reference_disagrees_with_itself"] = stored.facts["disagrees"]
         alone = found[ALONE][None]
         yield from self._step_by_step(context, stored)
-        few = min(count, FEW) if context.scope.large else count
+        large = context.scope.large or subject.family.encoder
+        few = min(count, FEW) if large else count
         for cached, n in ((True, count), (False, few)):
             how = f"{n} tokens with{'' if cached else 'out'} a cache"
             if cached and ALONE in stored.facts["disagrees"]:
@@ -99,9 +117,14 @@ class Generation(Check):
             for comparison in _greedy(self.metrics, stored, ALONE, made, how):
                 self._right[cached] = self._right[cached] and comparison.ok
                 yield comparison
-        together = _at_most(fewer(subject.dims, context.scope), context)
+        together = _at_most(fewer(subject.family, subject.dims, context.scope), context)
         yield from self._batch(context, stored, found, together)
-        yield from self._steered(context, stored, alone)
+        for name, site in steered(subject.family, subject.dims).items():
+            yield from self._steered(context, stored, alone, name, site)
+        if subject.family.encoder:
+            yield from self._configured(context, stored, alone)
+        if subject.family.windowed:
+            yield from self._seen_by_all(context, stored, alone)
         if ALONE in stored.facts["disagrees"]:
             self.not_applicable("sampled tokens", stored.facts["disagrees"][ALONE])
         else:
@@ -116,8 +139,13 @@ class Generation(Check):
         cached: bool,
         mask: torch.Tensor | None = None,
         sample: bool = False,
+        **given: Any,
     ) -> Made | None:
-        """What the library's own ``generate`` returns; None if it raised."""
+        """What the library's own ``generate`` returns; None if it raised.
+
+        Args:
+            given: further options of ``generate``.
+        """
         subject = context.subject
         options: dict[str, Any] = {
             "max_new_tokens": count,
@@ -128,6 +156,7 @@ class Generation(Check):
             "return_type": "tokens",
             "output_logits": True,
             "verbose": False,
+            **given,
         }
         if sample:
             options["temperature"] = self._temperature
@@ -135,7 +164,11 @@ class Generation(Check):
             options["attention_mask"] = mask
         elif mask is not None:
             options["padding_side"] = "left"
-        with self.port(f"generating {doing}", "logits"), subject.session():
+        with (
+            self.port(f"generating {doing}", "logits"),
+            subject.session(),
+            _asked_alone(subject, given),
+        ):
             result = subject.model.generate(tokens, **options)
             if hasattr(result, "sequences"):
                 return Made(result.sequences, torch.stack(list(result.logits), dim=1))
@@ -146,8 +179,7 @@ class Generation(Check):
     def _batch(
         self, context: Context, stored: Stored, found: dict[str, torch.Tensor], count: int
     ) -> Iterator[Comparison]:
-        what = "a batch padded on the left"
-        subject = context.subject
+        what, subject = TOGETHER, context.subject
         if "batch" in stored.facts["disagrees"]:
             self.not_applicable(what, stored.facts["disagrees"]["batch"])
             return
@@ -157,16 +189,16 @@ class Generation(Check):
             self.not_applicable(what, "the adapter does not support batched generation")
             return
         rows = list(found.values())
-        prompt = padded(rows, "left")
+        prompt = padded(rows, side(subject.family), subject.dims.pad)
         assert prompt.mask is not None
         if subject.kind != "TransformerBridge" and not self._hooked_pads(context):
             return
         made = self._generate(context, what, prompt.tokens, count, True, mask=prompt.mask)
         if made is None:
             return
-        width = prompt.tokens.shape[1]
+        width = 0 if subject.family.encoder else prompt.tokens.shape[1]
         for i, (name, row) in enumerate(found.items()):
-            own = made.row(i, width - len(row))
+            own = made.row(i, max(0, width - len(row)))
             yield from _greedy(self.metrics, stored, name, own, f"in {what}")
 
     def _hooked_pads(self, context: Context) -> bool:
@@ -175,18 +207,18 @@ class Generation(Check):
         if tokenizer is not None and tokenizer.pad_token_id == 0:
             return True
         self.not_applicable(
-            "a batch padded on the left",
+            TOGETHER,
             "HookedTransformer tells padding from tokens by its tokenizer's padding id alone",
         )
         return False
 
     def _steered(
-        self, context: Context, stored: Stored, tokens: torch.Tensor
+        self, context: Context, stored: Stored, tokens: torch.Tensor, sequence: str, site: str
     ) -> Iterator[Comparison]:
         """A vector added to the residual stream while tokens are generated."""
         subject = context.subject
-        site, change = steering(subject.dims, stored.facts["size"])
-        count = _at_most(len(stored[f"{STEERED}/tokens"]) - tokens.shape[1], context)
+        change = steering(subject.dims, stored.facts["sizes"][sequence])
+        count = _at_most(fewer(subject.family, subject.dims, context.scope), context)
         name = subject.editable().get(site)
         if name is None:
             self.not_applicable("steering", f"no hook of the library can edit {site}")
@@ -197,8 +229,8 @@ class Generation(Check):
 
         for cached, n in ((True, count), (False, min(count, FEW))):
             how = f"{n} tokens with{'' if cached else 'out'} a cache, a vector added at {site}"
-            if cached and STEERED in stored.facts["disagrees"]:
-                self.not_applicable(how, stored.facts["disagrees"][STEERED])
+            if cached and sequence in stored.facts["disagrees"]:
+                self.not_applicable(how, stored.facts["disagrees"][sequence])
                 continue
             found: Made | None = None
             with contextlib.ExitStack() as stack:
@@ -207,7 +239,39 @@ class Generation(Check):
                 found = self._generate(context, how, tokens, n, cached)
             if found is not None:
                 at = site if self._right[cached] else "logits"
-                yield from _greedy(self.metrics, stored, STEERED, found, how, at)
+                yield from _greedy(self.metrics, stored, sequence, found, how, at)
+
+    def _configured(
+        self, context: Context, stored: Stored, tokens: torch.Tensor
+    ) -> Iterator[Comparison]:
+        """What a generation config asks for, which ``generate`` follows for a decoder that attends
+        to an encoder: first and last tokens, a shortest length, no n-gram twice, the end."""
+        model = context.subject.model.original_model
+        until_eos = {"stop_at_eos": True, "eos_token_id": model.generation_config.eos_token_id}
+        how = "as the generation config says"
+        if OWN in stored.facts["disagrees"]:
+            self.not_applicable(how, stored.facts["disagrees"][OWN])
+        elif made := self._generate(context, how, tokens, CONFIGURED, True, **until_eos):
+            yield from _greedy(self.metrics, stored, OWN, made, how, _CONFIGURED, every=True)
+        how = "as a generation config with rules says"
+        with configured(model, ruled(model.generation_config)):
+            # The first token is forced: the library counts it to what a decoder is given.
+            made = self._generate(context, how, tokens, CONFIGURED - 1, True, **until_eos)
+        if made is not None:
+            truth = stored[f"{RULED}/tokens"]
+            yield identical(truth, made.tokens[0], site=_CONFIGURED, on=f"{ALONE}, {how}")
+
+    def _seen_by_all(
+        self, context: Context, stored: Stored, tokens: torch.Tensor
+    ) -> Iterator[Comparison]:
+        """The first token of the encoder sees, and is seen by, all."""
+        how = "the first token seen by all"
+        if SEEN in stored.facts["disagrees"]:
+            self.not_applicable(how, stored.facts["disagrees"][SEEN])
+            return
+        seen: dict[str, Any] = {**asked(context.subject.family, Prompt(SEEN, tokens))}
+        if made := self._generate(context, how, tokens, CONFIGURED, True, **seen):
+            yield from _greedy(self.metrics, stored, SEEN, made, how, _SEEN)
 
     def _sampled(self, context: Context, tokens: torch.Tensor, count: int) -> Iterator[Comparison]:
         """The same seed gives the same tokens, with a cache and without."""
@@ -227,10 +291,12 @@ class Generation(Check):
     def _step_by_step(self, context: Context, stored: Stored) -> Iterator[Comparison]:
         """A prompt, then single tokens, then the rest at once: logits as of one full pass."""
         whole = stored[f"{ALONE}/tokens"].clone()[None]
-        start = len(prompts(context.subject.dims, context.scope)[ALONE])
+        fam = context.subject.family
+        tokens = prompts(context.subject.dims, context.scope)[ALONE]
+        start = 1 if fam.encoder else len(tokens)
         single = start + SINGLE
         cuts = [0, start, *range(start + 1, single + 1), whole.shape[1]]
-        decoder = decoder_of(context.subject)
+        decoder = decoder_of(context.subject, tokens[None])
         logits: list[torch.Tensor] = []
         for left, right in itertools.pairwise(cuts):
             if right <= left:
@@ -250,7 +316,7 @@ class Generation(Check):
             if not decoder.kept:
                 yield structure("logits", "decoding step by step: no cache came back", ALONE)
                 return
-            if right == start:
+            if right == kept(fam, tokens):
                 yield from self._cache(context, stored, decoder)
         parts = {"prompt": (0, start), SINGLY: (start, single), AT_ONCE: (single, whole.shape[1])}
         found = project(torch.cat(logits, dim=1))[0]
@@ -269,10 +335,10 @@ class Generation(Check):
             )
 
     def _cache(self, context: Context, stored: Stored, decoder: Decoder) -> Iterator[Comparison]:
-        """Keys and values after the prompt, by layer."""
+        """Keys and values after the prompt, or after some tokens of a decoder, by layer."""
         fam = context.subject.family
         layers = keeping_heads(fam, context.scope)
-        if len(layers) < len(context.scope.layers):
+        if len(layers) < sum(i >= fam.encoder for i in context.scope.layers):
             reason = "some layers keep no keys and values of heads"
             self.not_applicable("keys and values of every layer", reason)
         for layer in layers:
@@ -292,6 +358,23 @@ class Generation(Check):
             keys, values = (once(t, context.subject.dims) for t in held)
             yield agree(stored, key, keys, site=site, on=on, row_dims=2)
             yield agree(stored, f"values/{layer}", values, site=at + "v", on=on, row_dims=2)
+            if fam.encoder:
+                yield from _crossed(context, stored, decoder, layer, on)
+
+
+def _crossed(
+    context: Context, stored: Stored, decoder: Decoder, layer: int, on: str
+) -> Iterator[Comparison]:
+    """Keys and values of a decoder's attention to its encoder."""
+    at = f"blocks.{layer}.cross_attn."
+    held = decoder.crossed(layer)
+    if held is None:
+        yield structure(at + "k", "the cache holds nothing of this layer", ALONE)
+        return
+    for what, kind, own in zip(("keys", "values"), "kv", held, strict=True):
+        shown = once(own, context.subject.dims)
+        key = f"cross_{what}/{layer}"
+        yield agree(stored, key, shown, site=at + kind, on=on, row_dims=2)
 
 
 def _greedy(
@@ -301,11 +384,18 @@ def _greedy(
     made: Made,
     how: str,
     site: str = "logits",
+    *,
+    every: bool = False,
 ) -> Iterator[Comparison]:
-    """Tokens, and the logits that they were taken from, up to a tie."""
+    """Tokens, and the logits that they were taken from, up to a tie.
+
+    Args:
+        every: no token of the reference's may be missing: it stopped by itself.
+    """
     on = f"{name}, {how}"
     tokens, logits = made.tokens[0], made.logits[0]
-    truth = stored[f"{name}/tokens"][: len(tokens)]
+    truth = stored[f"{name}/tokens"]
+    truth = truth if every else truth[: len(tokens)]
     start = len(tokens) - len(logits)
     if truth.shape != tokens.shape:
         yield structure(site, f"{len(tokens)} tokens, expected {len(truth)}", on)
@@ -323,7 +413,22 @@ def _greedy(
     whole = stored[f"{name}/logits"][start - 1 : seen]
     if len(whole) > 0:
         shown = project(logits[None])[0][: len(whole)]
-        yield agree(stored, f"{name}/logits", shown, truth=whole, site=site, on=on)
+        finite = bool(logits[: len(whole)].isfinite().all())
+        note = "" if finite else "logits that are not finite"
+        yield agree(stored, f"{name}/logits", shown, truth=whole, site=site, on=on, note=note)
+
+
+@contextlib.contextmanager
+def _asked_alone(subject: LensModel, given: dict[str, Any]) -> Iterator[None]:
+    """Generation of a decoder that attends to an encoder, as it is asked: nothing that a generation
+    config adds, unless the end is asked for."""
+    if not subject.family.encoder or given.get("stop_at_eos"):
+        yield
+        return
+    import transformers
+
+    with configured(subject.model.original_model, transformers.GenerationConfig()):
+        yield
 
 
 def _at_most(count: int, context: Context) -> int:

@@ -33,16 +33,24 @@ TOGETHER = "all together"
 BARE = "no_processing"
 
 #: Sites that no processing changes.
-_KEPT = ("attn.pattern", "mlp.pre", "mlp.pre_linear", "mlp.post", "mlp.router_logits")
+_KEPT = (
+    *("attn.pattern", "cross_attn.pattern"),
+    *("mlp.pre", "mlp.pre_linear", "mlp.post", "mlp.router_logits"),
+)
+#: Attention of a block, and a decoder's to its encoder.
+_ATTENTION = ("attn", "cross_attn")
 #: Sites that change where the factors of the query-key or value-output circuit do.
-_FACTORS = ("attn.q", "attn.k", "attn.v", "attn.z")
+_FACTORS = tuple(f"{a}.{kind}" for a in _ATTENTION for kind in "qkvz")
 #: Sites that lose the value bias.
-_VALUES = ("attn.v", "attn.z")
+_VALUES = tuple(f"{a}.{kind}" for a in _ATTENTION for kind in "vz")
 #: Sites whose mean over d_model is zero where what writes to the stream is centred.
-_STREAM = ("embed", "pos_embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+_STREAM = (
+    *("embed", "pos_embed", "resid_pre", "attn_out", "resid_mid", "cross_attn_out", "resid_cross"),
+    *("mlp_out", "resid_post"),
+)
 
 #: Sums that hold the embedding: where it is normalised, its norm decides their mean.
-_SUMS = ("embed", "resid_pre", "resid_mid", "resid_post")
+_SUMS = ("embed", "resid_pre", "resid_mid", "resid_cross", "resid_post")
 
 _FOLDED = ("ln1", "ln2", "ln_final")
 _WRITERS = ("W_E", "W_pos", "W_O", "b_O", "W_out", "b_out")
@@ -53,6 +61,7 @@ class Processing(Check):
 
     name: ClassVar[str] = "processing"
     runs: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +114,7 @@ class Processing(Check):
             yield within(found, spread, site="logits", on=on, note="up to a constant of all logits")
         shown: dict[str, torch.Tensor] = {}
         with self.port(f"reading the weights after processing ({setting})"):
-            shown = subject.named_weights()
+            shown = subject.used_weights()
         for flag, promised in held.items():
             if promised:
                 yield from _PROMISES[flag](subject, shown, f"weights, {setting}")
@@ -230,8 +239,8 @@ def _value_biases_are_zero(_: LensModel, weights: Weights, on: str) -> Iterator[
 def _factors_are_even(subject: LensModel, weights: Weights, on: str) -> Iterator[Comparison]:
     """W_O [head, d_head, d_model] has orthonormal rows, W_V [head, d_model, d_head] orthogonal
     columns, and columns of W_Q and W_K, biases included, have the same norms."""
-    for layer in range(subject.dims.n_layers):
-        at = f"blocks.{layer}.attn."
+    layers = range(subject.dims.n_layers)
+    for at in (f"blocks.{i}.{a}." for i in layers for a in _ATTENTION):
         if at + "W_O" not in weights:
             continue
         w: dict[str, Any] = {n: weights[at + n] for n in ("W_Q", "W_K", "W_V", "W_O")}
@@ -240,9 +249,11 @@ def _factors_are_even(subject: LensModel, weights: Weights, on: str) -> Iterator
         columns = w["W_V"].transpose(-1, -2) @ w["W_V"]
         diagonal = torch.diag_embed(torch.diagonal(columns, dim1=-2, dim2=-1))
         yield same(diagonal, columns, 0.0, site=at + "W_V", on=on, row_dims=2)
-        norms = [
-            (w[f"W_{x}"].square().sum(-2) + weights[at + f"b_{x}"].square()).sqrt() for x in "QK"
+        none = torch.zeros(())
+        squares = [
+            w[f"W_{x}"].square().sum(-2) + weights.get(f"{at}b_{x}", none).square() for x in "QK"
         ]
+        norms = [s.sqrt() for s in squares]
         yield same(norms[0], norms[1], 0.0, site=at + "W_K", on=on)
 
 

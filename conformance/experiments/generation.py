@@ -9,6 +9,7 @@ by a tie, that is a fact about the reference.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
 import weakref
@@ -18,7 +19,7 @@ from conformance import bounds
 from conformance.experiments.base import Apparatus, Experiment
 from conformance.experiments.batching import padded, sequences
 from conformance.experiments.rows import gaussian, project
-from conformance.implementations.base import first_tensor
+from conformance.implementations.base import EVERYWHERE, asked, first_tensor, starts_with
 from conformance.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -39,6 +40,18 @@ FEWER = 8
 #: The sequence that is generated from alone, and whose cache is kept.
 ALONE = "unequal1"
 STEERED = "steered"
+#: Steered at a site of the encoder, where there is one.
+STEERED_ENCODER = "steered_encoder"
+#: What a batch of sequences of unequal lengths is called.
+TOGETHER = "a padded batch"
+#: Generated with a token that sees, and is seen by, all: where an encoder sees a window.
+SEEN = "seen_by_all"
+#: Generated as the checkpoint's generation config says, and as one with :data:`RULES` does.
+OWN, RULED = "configured", "ruled"
+#: Tokens generated so.
+CONFIGURED = 8
+#: As the config of bart-large-cnn: a first and a last token, a shortest length, no n-gram twice.
+RULES = {"forced_bos_token_id": 5, "no_repeat_ngram_size": 2, "min_length": 6}
 #: Single tokens decoded after a prompt, before the rest is decoded at once.
 SINGLE = 12
 #: What is decoded with a cache after the prompt.
@@ -49,15 +62,22 @@ SINGLY, AT_ONCE = "single tokens", "several tokens at once"
 _CACHES = ("past_key_values", "cache_params", "state")
 
 
-def steps(dims: Dims, scope: Scope) -> int:
-    """How many tokens are generated."""
+def steps(fam: Family, dims: Dims, scope: Scope) -> int:
+    """How many tokens are generated.
+
+    No more than elsewhere where there are two stacks: TransformerLens runs both anew for each.
+    """
     longest = max(len(t) for t in prompts(dims, scope).values())
-    return min(STEPS, dims.n_ctx - longest)
+    return min(_shared(scope) if fam.encoder else STEPS, dims.n_ctx - longest)
 
 
-def fewer(dims: Dims, scope: Scope) -> int:
+def fewer(fam: Family, dims: Dims, scope: Scope) -> int:
     """How many tokens are generated in a batch, or with an edit active."""
-    return min(steps(dims, scope), FEWER if scope.large else SHARED)
+    return min(steps(fam, dims, scope), _shared(scope))
+
+
+def _shared(scope: Scope) -> int:
+    return FEWER if scope.large else SHARED
 
 
 def prompts(dims: Dims, scope: Scope) -> dict[str, torch.Tensor]:
@@ -66,14 +86,57 @@ def prompts(dims: Dims, scope: Scope) -> dict[str, torch.Tensor]:
     return {name: tokens for name, tokens in found.items() if name.startswith("unequal")}
 
 
-def steering(dims: Dims, size: float) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
-    """The site that is edited while tokens are generated, and the edit: a vector is added.
+def steered(fam: Family, dims: Dims) -> dict[str, str]:
+    """The sites that are edited while tokens are generated, by name of the sequence."""
+    sites = {STEERED: f"blocks.{(fam.encoder + dims.n_layers) // 2}.resid_post"}
+    if fam.encoder:
+        sites[STEERED_ENCODER] = f"blocks.{fam.encoder // 2}.resid_post"
+    return sites
+
+
+def steering(dims: Dims, size: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The edit of such a site: a vector is added.
 
     Args:
         size: of the vector, root mean square: that of the site.
     """
     vector = size * gaussian("steering", dims.d_model)
-    return f"blocks.{dims.n_layers // 2}.resid_post", lambda t: t + vector.to(t.dtype)
+    return lambda t: t + vector.to(t.dtype)
+
+
+def begun(fam: Family, config: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """[pos]: what a sequence begins with, the prompt; or what a decoder is given first.
+
+    Args:
+        config: the whole model's.
+        tokens: the prompt [pos].
+    """
+    return tokens.new_tensor([starts_with(config)]) if fam.encoder else tokens
+
+
+def side(fam: Family) -> str:
+    """Where a batch is padded: an encoder's as its tokenizer pads it, since positions may count
+    from its first slot."""
+    return "right" if fam.encoder else "left"
+
+
+@contextlib.contextmanager
+def configured(model: Any, config: Any) -> Iterator[None]:
+    """A model of transformers with another generation config, for the duration."""
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def ruled(config: Any) -> Any:
+    """A generation config with :data:`RULES` besides its own."""
+    changed = copy.deepcopy(config)
+    for name, value in RULES.items():
+        setattr(changed, name, value)
+    return changed
 
 
 def once(held: torch.Tensor, dims: Dims) -> torch.Tensor:
@@ -90,13 +153,18 @@ def margins(logits: torch.Tensor) -> torch.Tensor:
 
 
 class Generation(Experiment):
-    """Sequences by name (those of :func:`prompts`, and ``steered``), each as
+    """Sequences by name (those of :func:`prompts`, and of :func:`steered`), each as
 
     ``{name}/tokens`` [pos], ``{name}/logits`` [pos, 16] (projected) and ``{name}/margins`` [pos];
     the cache after the prompt :data:`ALONE`, each ``{what}/{layer}`` [pos, kv_head, d_head]:
     ``keys`` and ``values`` as HuggingFace keeps them, ``unrotated`` keys as they were before
-    their rotation. Facts: ``size`` of the edit, ``disagrees`` where ``generate``
+    their rotation. Facts: ``sizes`` of the edits, ``disagrees`` where ``generate``
     or decoding with a cache does.
+
+    Of an encoder and a decoder the sequences are the decoder's. Besides: :data:`OWN`, and
+    :data:`RULED` without logits; :data:`SEEN` where the encoder sees a window; and the cache after
+    :data:`SINGLE` tokens of :data:`ALONE`, with ``cross_keys`` and ``cross_values``, whose
+    positions are the encoder's.
     """
 
     uses: ClassVar[tuple[str, ...]] = (
@@ -119,48 +187,87 @@ class Generation(Experiment):
         again = self._ran() is model
         if not again:
             self._ran, self._disagrees = lambda: None, {}
-        count = fewer(model.dims, on.scope)
+        count = fewer(model.family, model.dims, on.scope)
         found = prompts(model.dims, on.scope)
         if not again:
-            self._propose(model, found, count, steps(model.dims, on.scope))
+            self._propose(model, found, count, steps(model.family, model.dims, on.scope))
         whole: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for name, tokens in found.items():
-            more = steps(model.dims, on.scope) if name == ALONE else count
+            more = steps(model.family, model.dims, on.scope) if name == ALONE else count
             whole[name] = self._greedy(model, name, tokens, more)
             yield from _results(name, *whole[name])
-        edit = steering(model.dims, _size(model, found[ALONE]))
-        if not again:
-            self._proposed[STEERED] = _first(
-                _generate(model, found[ALONE][None], None, count, edit)
-            )
-        steered = self._greedy(model, STEERED, found[ALONE], count, edit)
-        yield from _results(STEERED, *steered)
+        alone = found[ALONE]
+        sizes = _sizes(model, alone)
+        for name, site in steered(model.family, model.dims).items():
+            edit = site, steering(model.dims, sizes[name])
+            if not again:
+                self._proposed[name] = _first(_generate(model, alone[None], None, count, edit))
+            whole[name] = self._greedy(model, name, alone, count, edit)
+            yield from _results(name, *whole[name])
+            if not again:
+                self._note(name, *whole[name], *self._proposed[name])
         if not again:
             self._note(ALONE, *whole[ALONE], *self._proposed[ALONE])
-            self._note(STEERED, *steered, *self._proposed[STEERED])
             for name, tokens in found.items():
-                kept = len(tokens) + count
+                kept = len(begun(model.family, model.model.config, tokens)) + count
                 own = whole[name][0][:kept], whole[name][1][:kept]
                 self._note("batch", *own, *self._batch[name])
-            self._stepwise(model, whole[ALONE][0], len(found[ALONE]))
+            self._stepwise(model, alone, whole[ALONE][0])
+        if model.family.encoder:
+            yield from self._configured(model, alone, again)
+        if model.family.windowed:
+            yield from self._seen_by_all(model, alone, again)
+        if not again:
             self._ran = weakref.ref(model)
-        yield from _cache(model, found[ALONE], on.scope)
+        yield from _cache(model, alone, whole[ALONE][0], on.scope)
 
     def facts(self, on: Apparatus) -> dict[str, Any]:
         if not on.model.family.causal:
             return {}
         tokens = prompts(on.model.dims, on.scope)[ALONE]
-        return {"size": _size(on.model, tokens), "disagrees": self._disagrees}
+        return {"sizes": _sizes(on.model, tokens), "disagrees": self._disagrees}
+
+    def _configured(
+        self, model: HuggingFaceModel, tokens: torch.Tensor, again: bool
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """What a generation config asks for: ``generate`` alone knows it."""
+        own = model.model.generation_config
+        for name, config in ((OWN, own), (RULED, ruled(own))):
+            if not again:
+                made = _as_configured(model, tokens, CONFIGURED, config)
+                self._proposed[name] = _first(made)
+            sequence, scores = self._proposed[name]
+            if name == RULED:
+                yield f"{name}/tokens", sequence
+                continue
+            logits = model.run(_whole(model, name, tokens, sequence), lambda *_: None)[0]
+            yield from _results(name, sequence, logits)
+            off = _off(scores, logits[:-1]) if not again else 0.0
+            if not off <= bounds.SAME_FUNCTION_CEILING:
+                self._disagrees[name] = _OTHER_LOGITS.format(off)
+
+    def _seen_by_all(
+        self, model: HuggingFaceModel, tokens: torch.Tensor, again: bool
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        seen = asked(model.family, Prompt(SEEN, tokens[None]))
+        if not again:
+            made = _generate(model, tokens[None], None, CONFIGURED, None, **seen)
+            self._proposed[SEEN] = _first(made)
+        found = self._greedy(model, SEEN, tokens, CONFIGURED)
+        yield from _results(SEEN, *found)
+        if not again:
+            self._note(SEEN, *found, *self._proposed[SEEN])
 
     def _propose(
         self, model: HuggingFaceModel, found: dict[str, torch.Tensor], count: int, alone: int
     ) -> None:
         """What ``generate`` makes of all prompts in a batch, and of :data:`ALONE` alone."""
-        prompt = padded(list(found.values()), "left")
+        fam = model.family
+        prompt = padded(list(found.values()), side(fam), model.dims.pad)
         made, scores = _generate(model, prompt.tokens, prompt.mask, count, None)
-        width = prompt.tokens.shape[1]
+        width = 0 if fam.encoder else prompt.tokens.shape[1]
         self._batch = {
-            name: (made[i, width - len(tokens) :], scores[i])
+            name: (made[i, max(0, width - len(tokens)) :], scores[i])
             for i, (name, tokens) in enumerate(found.items())
         }
         own = _first(_generate(model, found[ALONE][None], None, alone, None))
@@ -174,14 +281,14 @@ class Generation(Experiment):
         count: int,
         edit: tuple[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The greedy sequence, prompt and all, and its logits [pos, d_vocab]."""
+        """The greedy sequence, what it begins with and all, and its logits [pos, d_vocab]."""
         proposed, _ = self._proposed[name]
-        sequence = proposed.new_zeros(len(tokens) + count)
+        first = len(begun(model.family, model.model.config, tokens)) - 1
+        sequence = proposed.new_zeros(first + 1 + count)
         sequence[: len(proposed)] = proposed
         edits = None if edit is None else dict([edit])
-        first = len(tokens) - 1
         while True:
-            prompt = Prompt(name, sequence[None])
+            prompt = _whole(model, name, tokens, sequence)
             logits = model.run(prompt, lambda *_: None, edits=edits)[0]
             chosen = logits.argmax(-1)
             wrong = (sequence[first + 1 :] != chosen[first:-1]).nonzero()
@@ -192,12 +299,13 @@ class Generation(Experiment):
             sequence = sequence.clone()
             sequence[at + 1 :] = chosen[at:-1]
 
-    def _stepwise(self, model: HuggingFaceModel, whole: torch.Tensor, start: int) -> None:
+    def _stepwise(self, model: HuggingFaceModel, tokens: torch.Tensor, whole: torch.Tensor) -> None:
         """Whether the reference's own cache gives the logits of a full forward pass."""
         import torch
 
+        start = len(begun(model.family, model.model.config, tokens))
         single = start + SINGLE
-        truth = model.run(Prompt(ALONE, whole[None]), lambda *_: None)[0]
+        truth = model.run(_whole(model, ALONE, tokens, whole), lambda *_: None)[0]
         cuts = [0, start, *range(start + 1, single + 1), len(whole)]
         cache: dict[str, Any] = {}
         logits: list[torch.Tensor] = []
@@ -205,7 +313,8 @@ class Generation(Experiment):
             if right <= left:
                 continue
             with model.session():
-                made = model.model(input_ids=whole[None, left:right], use_cache=True, **cache)
+                given = _inputs(model, tokens, whole[left:right])
+                made = model.model(**given, use_cache=True, **cache)
             cache = {name: made[name] for name in _CACHES if made.get(name) is not None}
             if not cache:
                 self._disagrees[SINGLY] = self._disagrees[AT_ONCE] = (
@@ -244,10 +353,7 @@ class Generation(Experiment):
         if len(apart) == 0:
             off = _off(scores, logits[-len(scores) - 1 : -1])
             if not off <= bounds.SAME_FUNCTION_CEILING:
-                self._disagrees[name] = (
-                    f"generate() of transformers takes its tokens from other logits than a full "
-                    f"forward pass gives: {off:.1e} apart"
-                )
+                self._disagrees[name] = _OTHER_LOGITS.format(off)
             return
         at = int(apart[0])
         if float(margin[at - 1]) > bounds.SAME_FUNCTION_CEILING:
@@ -255,6 +361,33 @@ class Generation(Experiment):
                 f"generate() of transformers takes another token than a full forward pass at "
                 f"position {at}, where the largest logit leads by {float(margin[at - 1]):.1e}"
             )
+
+
+_OTHER_LOGITS = (
+    "generate() of transformers takes its tokens from other logits than a full forward pass gives: "
+    "{:.1e} apart"
+)
+
+
+def _inputs(
+    model: HuggingFaceModel, tokens: torch.Tensor, next_ones: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What HuggingFace's model is given to go on with these tokens [pos] of a sequence."""
+    if not model.family.encoder:
+        return {"input_ids": next_ones[None]}
+    return {"input_ids": tokens[None], "decoder_input_ids": next_ones[None]}
+
+
+def _whole(
+    model: HuggingFaceModel, name: str, tokens: torch.Tensor, sequence: torch.Tensor
+) -> Prompt:
+    """One forward pass over a whole sequence [pos] that was generated from ``tokens`` [pos]."""
+    if not model.family.encoder:
+        return Prompt(name, sequence[None])
+    # As generation, which is told of no token that sees all unless it is asked to be.
+    told = model.family.windowed and name != SEEN
+    extra = {EVERYWHERE: tokens.new_zeros(1, len(tokens))} if told else {}
+    return Prompt(name, tokens[None], extra=extra, decoder=sequence[None])
 
 
 def _off(found: torch.Tensor, truth: torch.Tensor) -> float:
@@ -278,11 +411,13 @@ def _generate(
     mask: torch.Tensor | None,
     count: int,
     edit: tuple[str, Callable[[torch.Tensor], torch.Tensor]] | None,
+    **given: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """HuggingFace's own greedy generation with its cache, past any end of text.
 
     Returns:
-        Tokens [batch, pos], the prompt first, and logits [batch, step, d_vocab].
+        Tokens [batch, pos], the prompt first, or those of the decoder; and logits
+        [batch, step, d_vocab].
     """
     import torch
     import transformers
@@ -295,17 +430,16 @@ def _generate(
         use_cache=True,
         return_dict_in_generate=True,
         output_logits=True,
+        **_starting(model),
     )
-    own = model.model.generation_config
     with contextlib.ExitStack() as stack:
         stack.enter_context(model.session())
         # What a config leaves open, the model's own decides: the end of a text among others.
-        stack.callback(setattr, model.model, "generation_config", own)
-        model.model.generation_config = config
+        stack.enter_context(configured(model.model, config))
         if edit is not None:
             site, change = edit
             layer = int(site.split(".")[1])
-            block = dict(model.model.named_modules())[model.family.at("", layer)]
+            block = dict(model.model.named_modules())[model.family.of(layer).at("", layer)]
 
             def hook(_: Any, __: Any, output: Any) -> Any:
                 shown = change(first_tensor(output))
@@ -315,6 +449,36 @@ def _generate(
         found = model.model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens) if mask is None else mask,
+            **given,
+        )
+    return found.sequences, torch.stack(list(found.logits), dim=1)
+
+
+def _starting(model: HuggingFaceModel) -> dict[str, int]:
+    if not model.family.encoder:
+        return {}
+    return {"decoder_start_token_id": starts_with(model.model.config)}
+
+
+def _as_configured(
+    model: HuggingFaceModel, tokens: torch.Tensor, count: int, config: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """HuggingFace's greedy generation under a generation config, as :func:`_generate` returns it.
+
+    Args:
+        tokens: the prompt [pos].
+    """
+    import torch
+
+    with model.session(), configured(model.model, config):
+        found = model.model.generate(
+            tokens[None],
+            attention_mask=torch.ones_like(tokens)[None],
+            max_new_tokens=count,
+            do_sample=False,
+            num_beams=1,
+            return_dict_in_generate=True,
+            output_logits=True,
         )
     return found.sequences, torch.stack(list(found.logits), dim=1)
 
@@ -323,42 +487,61 @@ def _first(made: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch
     return made[0][0], made[1][0]
 
 
-def _size(model: HuggingFaceModel, tokens: torch.Tensor) -> float:
-    """Root mean square of the edited site, as a power of two: roundoff does not move it."""
-    site, _ = steering(model.dims, 1.0)
-    seen: list[float] = []
+def _sizes(model: HuggingFaceModel, tokens: torch.Tensor) -> dict[str, float]:
+    """Root mean square of each edited site, as a power of two: roundoff does not move it."""
+    sites = {site: name for name, site in steered(model.family, model.dims).items()}
+    seen: dict[str, float] = {}
 
     def on_site(name: str, value: torch.Tensor) -> None:
-        if name == site:
-            seen.append(float(value.square().mean().sqrt()))
+        if name in sites:
+            seen[sites[name]] = 2.0 ** round(math.log2(float(value.square().mean().sqrt())))
 
-    model.run(Prompt(ALONE, tokens[None]), on_site)
-    return 2.0 ** round(math.log2(seen[0]))
+    sequence = begun(model.family, model.model.config, tokens)
+    model.run(_whole(model, ALONE, tokens, sequence), on_site)
+    return seen
 
 
 def keeping_heads(fam: Family, scope: Scope) -> list[int]:
-    """Layers whose cache holds keys and values of heads."""
-    return [i for i in scope.layers if fam.of(i).attn and (fam.of(i).q or fam.of(i).qkv)]
+    """Layers whose cache holds keys and values of heads: the decoder's, where there are two
+    stacks."""
+    layers = [i for i in scope.layers if i >= fam.encoder]
+    return [i for i in layers if fam.of(i).attn and (fam.of(i).q or fam.of(i).qkv)]
+
+
+def kept(fam: Family, tokens: torch.Tensor) -> int:
+    """After how many tokens of a sequence its cache is compared."""
+    return 1 + SINGLE if fam.encoder else len(tokens)
 
 
 def _cache(
-    model: HuggingFaceModel, tokens: torch.Tensor, scope: Scope
+    model: HuggingFaceModel, tokens: torch.Tensor, whole: torch.Tensor, scope: Scope
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    found = keeping_heads(model.family, scope)
+    """Of each layer, after the prompt, or after some tokens ``whole`` [pos] of a decoder."""
+    fam = model.family
+    found = keeping_heads(fam, scope)
     if not found:
         return
+    given = _inputs(model, tokens, whole[: kept(fam, tokens)])
     with model.session():
-        cache = model.model(input_ids=tokens[None], use_cache=True).get("past_key_values")
+        cache = model.model(**given, use_cache=True).get("past_key_values")
     if cache is None:
         return
-    layers = cache.layers
+    if fam.encoder:
+        for prefix, part in (
+            ("", cache.self_attention_cache),
+            ("cross_", cache.cross_attention_cache),
+        ):
+            for layer in found:
+                held = part.layers[layer - fam.encoder]
+                yield f"{prefix}keys/{layer}", _held(held.keys, model)
+                yield f"{prefix}values/{layer}", _held(held.values, model)
+        return
     for layer in found:
         for what in ("keys", "values"):
-            held = getattr(layers[layer], what)[0].transpose(0, 1)
-            yield f"{what}/{layer}", once(held, model.dims).contiguous()
-    own = {i: model.family.of(i) for i in found}
+            yield f"{what}/{layer}", _held(getattr(cache.layers[layer], what), model)
+    own = {i: fam.of(i) for i in found}
     sites = {
-        f"blocks.{i}.attn.{'k' if fam.qk_norm is None else 'k_normed'}": i for i, fam in own.items()
+        f"blocks.{i}.attn.{'k' if o.qk_norm is None else 'k_normed'}": i for i, o in own.items()
     }
     seen: dict[str, torch.Tensor] = {}
     model.run(
@@ -369,6 +552,11 @@ def _cache(
     clip = getattr(model.config, "clip_qkv", None) or math.inf
     for site, layer in sites.items():
         yield f"unrotated/{layer}", seen[site][0].clamp(-clip, clip)
+
+
+def _held(held: torch.Tensor, model: HuggingFaceModel) -> torch.Tensor:
+    """[1, kv_head, pos, d_head] -> [pos, kv_head, d_head]."""
+    return once(held[0].transpose(0, 1), model.dims).contiguous()
 
 
 EXPERIMENT = Generation()

@@ -88,7 +88,12 @@ def batches(dims: Dims, prompt: Prompt, rows: Sequence[Any]) -> Iterator[Sequenc
 
 def repeated(prompt: Prompt, rows: int) -> Prompt:
     """A prompt of one row as a batch."""
-    return replace(prompt, tokens=prompt.tokens.repeat(rows, 1))
+    given = prompt.decoder
+    return replace(
+        prompt,
+        tokens=prompt.tokens.repeat(rows, 1),
+        decoder=None if given is None else given.repeat(rows, 1),
+    )
 
 
 def run_rows(

@@ -38,8 +38,7 @@ def half(clean: Prompt, corrupted: Prompt, config: Any) -> Prompt:
     Args:
         config: the whole model's, of HuggingFace.
     """
-    given = {"decoder_input_ids": one_back(corrupted.tokens, config)}
-    return replace(clean, name="half", extra={**clean.extra, **given})
+    return replace(clean, name="half", decoder=one_back(corrupted.tokens, config))
 
 
 def made(dims: Dims, scope: Scope, fam: Family) -> dict[str, list[tuple[int, ...]]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from conformance.experiments.generation import TOGETHER, configured, steered
 from conformance.faults.base import Fault, exactly
 from conformance.faults.inject import (
     AttentionMode,
@@ -91,6 +93,9 @@ def _decodes_singly(subject: LensModel) -> bool:
 
 
 def _gives_positions(subject: LensModel) -> bool:
+    """Whether the library tells a decoder its positions; it tells none that has an encoder."""
+    if subject.family.encoder:
+        return False
     accepts = getattr(subject.model, "_accepts_derived_position_ids", None)
     fam = subject.family
     matters = fam.pos_embed is not None or any(f.rotary and f.attn for f in fam.every)
@@ -98,17 +103,63 @@ def _gives_positions(subject: LensModel) -> bool:
     return given and _decodes_singly(subject)
 
 
+def _cached(part: str) -> Apply:
+    """Change the keys that a decoder's first layer keeps, before each further step.
+
+    Args:
+        part: of HuggingFace's cache.
+    """
+
+    def change(args: Any, kwargs: Any) -> Any:
+        if (cache := kwargs.get("past_key_values")) is not None:
+            held = getattr(cache, part).layers[0]
+            held.keys = _too_large(held.keys.transpose(-1, -2)).transpose(-1, -2)
+        return args, kwargs
+
+    return lambda s: called_with(s.model.original_model, change)
+
+
+def _first_cached(subject: LensModel) -> tuple[str, ...]:
+    layer = subject.family.encoder
+    return (f"blocks.{layer}.attn.{'rot_k' if subject.family.of(layer).rotary else 'k'}",)
+
+
+def _first_crossed(subject: LensModel) -> tuple[str, ...]:
+    return (f"blocks.{subject.family.encoder}.cross_attn.k",)
+
+
+def _two_stacks(subject: LensModel) -> bool:
+    return bool(subject.family.encoder)
+
+
+def _config_ignored(subject: LensModel) -> AbstractContextManager[object]:
+    """Nothing of a generation config is followed."""
+    import transformers
+
+    right, model = subject.model.generate, subject.model.original_model
+
+    def wrong(tokens: torch.Tensor, **kwargs: Any) -> Any:
+        with configured(model, transformers.GenerationConfig()):
+            return right(tokens, **kwargs)
+
+    return attribute(subject.model, "generate", wrong)
+
+
 def _hooks_dropped(subject: LensModel) -> AbstractContextManager[object]:
     return attribute(subject.model, "hooks", lambda **_: contextlib.nullcontext())
 
 
 def _hooks_at_prefill_only(subject: LensModel) -> AbstractContextManager[object]:
-    right = subject.model.hooks
+    """Where each token costs a pass over all before it, as of two stacks: in the first alone."""
+    right, encoder = subject.model.hooks, subject.family.encoder
 
     def wrong(fwd_hooks: Any) -> Any:
         def once(user: Any) -> Any:
+            calls = itertools.count()
+
             def hook(tensor: torch.Tensor, hook: Any) -> Any:
-                return tensor if tensor.shape[1] == 1 else user(tensor, hook=hook)
+                late = next(calls) > 0 if encoder else tensor.shape[1] == 1
+                return tensor if late else user(tensor, hook=hook)
 
             return hook
 
@@ -140,7 +191,7 @@ def _seed_forgotten(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _steered(subject: LensModel) -> tuple[str, ...]:
-    return (f"blocks.{subject.dims.n_layers // 2}.resid_post",)
+    return tuple(steered(subject.family, subject.dims).values())
 
 
 def _fault(
@@ -166,6 +217,31 @@ def _fault(
 def _own_attention(subject: LensModel) -> bool:
     return attends(subject) and not delegates(subject)
 
+
+#: Of a decoder that attends to an encoder.
+TWO_STACKS: tuple[Fault, ...] = (
+    _fault(
+        "decoder_cache_corrupted",
+        "the keys that a decoder keeps of its own tokens are wrong",
+        _cached("self_attention_cache"),
+        _first_cached,
+        _two_stacks,
+    ),
+    _fault(
+        "crossed_cache_corrupted",
+        "the keys that a decoder keeps of its encoder's tokens are wrong",
+        _cached("cross_attention_cache"),
+        _first_crossed,
+        _two_stacks,
+    ),
+    _fault(
+        "generation_config_ignored",
+        "first and last tokens, lengths and n-grams are not as the generation config says",
+        _config_ignored,
+        exactly("logits.configured"),
+        _two_stacks,
+    ),
+)
 
 FAULTS: tuple[Fault, ...] = (
     _fault(
@@ -203,11 +279,12 @@ FAULTS: tuple[Fault, ...] = (
         "generation_sees_padding",
         "the padding of a batch is not masked while tokens are generated",
         _generating(_padding_forgotten),
-        part="a batch padded on the left",
+        part=TOGETHER,
     ),
     _fault(
         "generation_not_seeded",
         "sampling does not depend on the seed",
         _generating(_seed_forgotten),
     ),
+    *TWO_STACKS,
 )

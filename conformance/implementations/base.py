@@ -139,13 +139,20 @@ def for_each_row(tensor: torch.Tensor, kind: str, prompt: Prompt) -> torch.Tenso
     return tensor.expand(batch, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor
 
 
+#: What a model with windows is told: which tokens see, and are seen by, all.
+EVERYWHERE = "global_attention_mask"
+
+
 def asked(fam: Family, prompt: Prompt) -> dict[str, torch.Tensor]:
-    """What a model is given besides a prompt's own: which tokens see, and are seen by, all."""
-    if not fam.windowed:
+    """What a model is given besides a prompt's own: which tokens see, and are seen by, all.
+
+    Nothing that the prompt says itself.
+    """
+    if not fam.windowed or EVERYWHERE in prompt.extra:
         return {}
     everywhere = torch.zeros_like(prompt.tokens)
     everywhere[:, 0] = 1
-    return {"global_attention_mask": everywhere}
+    return {EVERYWHERE: everywhere}
 
 
 def one_back(tokens: torch.Tensor, config: Any) -> torch.Tensor:
@@ -155,10 +162,26 @@ def one_back(tokens: torch.Tensor, config: Any) -> torch.Tensor:
     Args:
         config: the whole model's.
     """
-    start = getattr(config, "decoder_start_token_id", None)
-    if start is None:
-        start = config.get_text_config().bos_token_id
-    return torch.cat([torch.full_like(tokens[:, :1], start), tokens[:, :-1]], dim=1)
+    return torch.cat([torch.full_like(tokens[:, :1], starts_with(config)), tokens[:, :-1]], dim=1)
+
+
+def starts_with(config: Any) -> int:
+    """The token that a decoder is given first.
+
+    Args:
+        config: the whole model's.
+    """
+    start: int | None = getattr(config, "decoder_start_token_id", None)
+    return int(config.get_text_config().bos_token_id) if start is None else start
+
+
+def decoded(prompt: Prompt, config: Any) -> torch.Tensor:
+    """[batch, pos of the decoder]: what a decoder is given.
+
+    Args:
+        config: the whole model's.
+    """
+    return one_back(prompt.tokens, config) if prompt.decoder is None else prompt.decoder
 
 
 def shaped(emit: OnSite, prompt: Prompt, fam: Family | None = None) -> OnSite:
@@ -168,12 +191,13 @@ def shaped(emit: OnSite, prompt: Prompt, fam: Family | None = None) -> OnSite:
         fam: whose encoder may have padded its input, which is cut off again.
     """
     batch, pos = prompt.tokens.shape
-    padded = fam is not None and fam.windowed
+    encoder = fam.encoder if fam is not None and fam.windowed else 0
 
     def emit_shaped(name: str, tensor: torch.Tensor) -> None:
-        axes = parse(name).axes
+        site = parse(name)
+        axes = site.axes
         if axes[:2] == ("batch", "pos"):
-            if padded:
+            if encoder and (site.layer is None or site.layer < encoder):
                 tensor = tensor.narrow(tensor.ndim - len(axes) + 1, 0, pos)
             if tensor.ndim == len(axes) - 1:
                 tensor = tensor.unflatten(0, (-1, pos))

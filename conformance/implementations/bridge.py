@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from conformance.implementations.base import BLOCK_COMPONENTS, stored_buffers
 from conformance.implementations.lens_model import HOOKS, LensModel, PortWeight
 from conformance.precision import promoted
+from conformance.weights import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -206,6 +207,16 @@ class BridgeModel(LensModel):
     def named_weights(self) -> dict[str, torch.Tensor]:
         with promoted(self.dtype):
             return {name: t.detach() for name, t in self.model.tl_parameters().items()}
+
+    def used_weights(self) -> dict[str, torch.Tensor]:
+        """As :meth:`named_weights`, whose source knows one stack of blocks."""
+        if not self.family.encoder:
+            return self.named_weights()
+        own = self.model.original_model.named_parameters(remove_duplicate=False)
+        found = {name.replace("_original_component.", ""): p.detach() for name, p in own}
+        found = self._with_logits_bias(found, self._buffers()) | self.raw_buffers()
+        found = {name: tensor.to(self.dtype) for name, tensor in found.items()}
+        return {n: w.tensor for n, w in canonical(found, self.family, self.dims).items()}
 
     def raw_parameters(self) -> dict[str, torch.Tensor]:
         found = {

@@ -24,10 +24,10 @@ from conformance.implementations.base import (
     Force,
     OnSite,
     asked,
+    decoded,
     first_tensor,
     for_each_row,
     hooked_inputs,
-    one_back,
     replace_input,
     shaped,
     stored_buffers,
@@ -265,9 +265,9 @@ class HuggingFaceModel:
         inputs = {"input_ids": prompt.tokens, **prompt.given(self.dtype)}
         inputs |= asked(self.family, prompt)
         if self.family.encoder:  # teacher forcing: what comes out is what went in
-            inputs.setdefault("decoder_input_ids", one_back(prompt.tokens, self.model.config))
+            given = inputs["decoder_input_ids"] = decoded(prompt, self.model.config)
             # Said, because T5Gemma masks padding that it finds in these, unless it keeps a cache.
-            inputs["decoder_attention_mask"] = torch.ones_like(prompt.tokens)
+            inputs["decoder_attention_mask"] = torch.ones_like(given)
         if prompt.mask is not None:
             inputs["attention_mask"] = prompt.mask
             if self._takes_position_ids:

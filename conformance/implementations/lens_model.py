@@ -161,6 +161,11 @@ class LensModel(ABC):
     def named_weights(self) -> dict[str, torch.Tensor]:
         """The weights by TransformerLens's names (``blocks.0.attn.W_Q``)."""
 
+    def used_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that the forward pass uses, by TransformerLens's names; after processing,
+        too."""
+        return self.named_weights()
+
     @abstractmethod
     def raw_parameters(self) -> dict[str, torch.Tensor]:
         """Every parameter that the forward pass can use, by the port's own names."""
@@ -317,7 +322,8 @@ class LensModel(ABC):
 
     def run_options(self, prompt: Prompt) -> dict[str, Any]:
         """What every call of :attr:`model` on a prompt needs besides its tokens and mask."""
-        return {**asked(self.family, prompt)}
+        given = {} if prompt.decoder is None else {"decoder_input_ids": prompt.decoder}
+        return {**asked(self.family, prompt), **given}
 
     def loss_options(self, prompt: Prompt) -> dict[str, Any]:
         """The same where a loss is asked for: an encoder and a decoder are told of what."""
