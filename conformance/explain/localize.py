@@ -43,11 +43,16 @@ _FROM: Mapping[str, tuple[str, ...]] = {
     "attn.z": ("attn.v", "attn.pattern"),
     "attn.out": ("attn.z",),
     "attn_out": ("attn.z", "attn.out"),
+    "cross_attn.scores": ("cross_attn.q", "cross_attn.k"),
+    "cross_attn.pattern": ("cross_attn.scores",),
+    "cross_attn.z": ("cross_attn.v", "cross_attn.pattern"),
+    "cross_attn_out": ("cross_attn.z",),
     "mlp.post": ("mlp.pre", "mlp.pre_linear"),
     "mlp.out": ("mlp.router_logits", "mlp.post"),
     "mlp_out": ("mlp.router_logits", "mlp.post", "mlp.out"),
     "resid_mid": ("attn_out",),
-    "resid_post": ("attn_out", "resid_mid", "mlp_out"),
+    "resid_cross": ("cross_attn_out",),
+    "resid_post": ("attn_out", "resid_mid", "resid_cross", "mlp_out"),
 }
 
 #: The same across components, for an ordinary pass.
@@ -57,11 +62,14 @@ _ACROSS: Mapping[str, tuple[str, ...]] = {
     "attn.k": ("resid_pre", "ln1"),
     "attn.v": ("resid_pre", "ln1"),
     "resid_mid": ("resid_pre", "attn_out"),
-    "ln2": ("resid_pre", "resid_mid"),
-    "mlp.router_logits": ("resid_pre", "ln1", "resid_mid", "ln2"),
-    "mlp.pre": ("resid_pre", "ln1", "resid_mid", "ln2"),
-    "mlp.pre_linear": ("resid_pre", "ln1", "resid_mid", "ln2"),
-    "resid_post": ("resid_pre", "attn_out", "resid_mid", "mlp_out"),
+    "ln_cross": ("resid_mid",),
+    "cross_attn.q": ("resid_mid", "ln_cross"),
+    "resid_cross": ("resid_mid", "cross_attn_out"),
+    "ln2": ("resid_pre", "resid_mid", "resid_cross"),
+    "mlp.router_logits": ("resid_pre", "ln1", "resid_mid", "resid_cross", "ln2"),
+    "mlp.pre": ("resid_pre", "ln1", "resid_mid", "resid_cross", "ln2"),
+    "mlp.pre_linear": ("resid_pre", "ln1", "resid_mid", "resid_cross", "ln2"),
+    "resid_post": ("resid_pre", "attn_out", "resid_mid", "resid_cross", "mlp_out"),
 }
 
 #: What makes a site, in words.
@@ -83,6 +91,15 @@ PARTS: Mapping[str, str] = {
     "attn.out": "output projection of attention",
     "attn_out": "output projection of attention",
     "resid_mid": "sum of the residual stream and attention",
+    "ln_cross": "norm before attention to the encoder",
+    "cross_attn.q": "query projection of attention to the encoder",
+    "cross_attn.k": "key projection of the encoder's output",
+    "cross_attn.v": "value projection of the encoder's output",
+    "cross_attn.scores": "scores of attention to the encoder",
+    "cross_attn.pattern": "softmax of the scores of attention to the encoder",
+    "cross_attn.z": "the encoder's values weighted by the pattern",
+    "cross_attn_out": "output projection of attention to the encoder",
+    "resid_cross": "sum of the residual stream and attention to the encoder",
     "ln2": "norm before the MLP",
     "mlp.router_logits": "router",
     "mlp.pre": "up projection of the MLP",
@@ -91,6 +108,7 @@ PARTS: Mapping[str, str] = {
     "mlp.out": "down projection of the MLP",
     "mlp_out": "down projection of the MLP",
     "resid_post": "sum at the end of the block",
+    "ln_encoder": "norm after the encoder",
     "ln_final": "final norm",
     "logits": "unembedding",
 }
@@ -226,16 +244,30 @@ class Localizer:
             kinds = _ACROSS.get(where.kind, kinds)
         found: set[str] = set()
         for kind in kinds:
+            if kind in self.family.absent(where.layer):
+                continue
             name = f"blocks.{where.layer}.{kind}"
             found |= {name} if name in shown else self._before(name, shown, forced)
-        if not forced and where.kind == "resid_pre":
+        if forced:
+            return found
+        first_of_stack = where.layer in (0, self.family.encoder)
+        if where.kind == "resid_pre":
             name = f"blocks.{where.layer - 1}.resid_post"
-            found |= {name} & shown if where.layer else {"embed", "pos_embed"} & shown
+            found |= {"embed", "pos_embed"} & shown if first_of_stack else {name} & shown
+        if where.kind in ("cross_attn.k", "cross_attn.v"):
+            found |= self._encoded(shown)
         return found
+
+    def _encoded(self, shown: set[str]) -> set[str]:
+        """What a decoder is given of its encoder."""
+        last = f"blocks.{self.family.encoder - 1}.resid_post"
+        return {"ln_encoder"} & shown or {last} & shown
 
     def _before_global(self, site: str, shown: set[str]) -> set[str]:
         last = f"blocks.{self.survey.exact.dims.n_layers - 1}.resid_post"
-        return {"ln_final": {last}, "logits": {"ln_final"}}.get(site, set()) & shown
+        encoded = f"blocks.{self.family.encoder - 1}.resid_post"
+        found = {"ln_final": {last}, "logits": {"ln_final"}, "ln_encoder": {encoded}}
+        return found.get(site, set()) & shown
 
     def _after(self, site: str, shown: set[str], forced: bool) -> list[str]:
         """Shown sites computed from this one directly."""
