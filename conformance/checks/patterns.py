@@ -85,7 +85,9 @@ class Patterns(Check):
                 yield from missing
                 if not missing:
                     formula = _formula(context, made, layer, part)
-                    yield from _Judged(context, prompt, (layer, part), views, formula, weights).all()
+                    yield from _Judged(
+                        context, prompt, (layer, part), views, formula, weights
+                    ).all()
 
     def _parts(self, context: Context, layer: int) -> Iterator[str]:
         """Which of a layer's attentions have scores, and why others have none."""

@@ -202,6 +202,13 @@ def logit_scale(config: Any) -> tuple[float, str]:
     return (1.0, "") if stated is None else (float(stated), f"logit_scale = {stated}")
 
 
+def readout_scale(config: Any) -> float:
+    """What the unembedding's input is multiplied by, after the final norm: T5's, where it is tied
+    (its first checkpoints; ``config`` is transformers 5's)."""
+    scaled = bool(getattr(config, "scale_decoder_outputs", False))
+    return float(config.d_model) ** -0.5 if scaled else 1.0
+
+
 def clip(config: Any) -> float | None:
     """Queries, keys and values are clamped to plus and minus this."""
     inner = getattr(config, "attn_config", None)
