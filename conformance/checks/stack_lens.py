@@ -159,18 +159,20 @@ class StackLens(Reading):
     def _sums(self, shown: dict[str, torch.Tensor]) -> Iterator[Comparison]:
         """The first stream of a stack and all that is added to it make the last."""
         for stack, layers in self._stacks():
-            sites = [f"blocks.{layers[0]}.resid_pre"]
+            sites, end = [f"blocks.{layers[0]}.resid_pre"], f"blocks.{layers[-1]}.resid_post"
             for i in layers:
                 kinds = ("attn_out", "cross_attn_out", "mlp_out")
                 sites += [f"blocks.{i}.{k}" for k in kinds if k not in self.fam.absent(i)]
-            missing = [site for site in sites if site not in shown]
+            missing = [site for site in (*sites, end) if site not in shown]
             for site in missing:
                 yield structure(site, f"is not shown: no sum of the {stack}'s parts", PROMPT)
             if missing:
                 continue
             whole = sum((shown[site] for site in sites[1:]), shown[sites[0]])
             note = f"the {stack}'s embedding and all of its parts"
-            yield self.as_site(f"blocks.{layers[-1]}.resid_post", whole, note)
+            yield self.as_site(end, whole, note)
+            spread = self.context.reference.spread(PROMPT, end)
+            yield same(whole, shown[end], spread, site=end, on=PROMPT, note=f"is {note}")
 
     def _read_out(self, shown: dict[str, torch.Tensor]) -> Iterator[Comparison]:
         """The port's own final norm and unembedding, on what it shows of its streams."""

@@ -19,6 +19,7 @@ from conformance.faults import (
     mlps,
     norms,
     processing,
+    relative,
     rotary,
     state,
     text,
@@ -38,6 +39,7 @@ CATALOGUE: Mapping[str, Fault] = {
     for fault in (
         *rotary.FAULTS,
         *attention.FAULTS,
+        *relative.FAULTS,
         *norms.FAULTS,
         *mlps.FAULTS,
         *wiring.FAULTS,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from conformance.faults.base import Fault, at, exactly
-from conformance.faults.inject import attribute, delegates, returning
+from conformance.faults.inject import attribute, delegates, exposed, returning
+from conformance.faults.views import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,10 +71,24 @@ def _result_scaled(subject: LensModel) -> AbstractContextManager[None]:
     return returning(hook, lambda t: t * (1 + 1e-6))
 
 
+def _heads_reversed(subject: LensModel) -> AbstractContextManager[None]:
+    owner = type(subject.attention(0))
+    right = owner.W_O.fget
+    return attribute(owner, "W_O", property(lambda self: right(self).flip(0)))
+
+
+def _end_scaled(subject: LensModel) -> AbstractContextManager[None]:
+    return shown(subject, _encoder_end(subject), lambda t: t * (1 + 1e-6))
+
+
+def _encoder_end(subject: LensModel) -> str:
+    return f"blocks.{subject.family.encoder - 1}.resid_post"
+
+
 def _has_result(subject: LensModel) -> bool:
     # Falcon's and MPT's attention with alibi takes the flag and does nothing (docs/findings).
     alibi = subject.family.of(_LAYER).architecture in ("FalconForCausalLM", "MptForCausalLM")
-    return _regular(subject) and not delegates(subject) and not alibi
+    return _stacked(subject) and not delegates(subject) and not alibi
 
 
 def _fault(
@@ -86,9 +101,16 @@ def _regular(subject: LensModel) -> bool:
     return subject.family.regular
 
 
+def _stacked(subject: LensModel) -> bool:
+    """Whether the cache's functions stack heads and neurons: of two stacks they raise
+    (docs/findings/148)."""
+    return _regular(subject) and not subject.family.encoder
+
+
 def _decomposes(subject: LensModel) -> bool:
     fam = subject.family
-    return fam.everywhere("attn_out") and fam.everywhere("mlp_out") and not fam.post_norm
+    whole = fam.everywhere("attn_out") and fam.everywhere("mlp_out")
+    return whole and not fam.post_norm and not fam.encoder
 
 
 def _attributes(subject: LensModel) -> bool:
@@ -104,7 +126,7 @@ FAULTS: tuple[Fault, ...] = (
         "apply_ln_to_stack returns the stack as it is",
         _cached("apply_ln_to_stack", lambda _, __, stack, *args, **more: stack),
         exactly("blocks.0.resid_pre"),
-        lambda s: s.family.transform is None,
+        lambda s: s.family.transform is None and not s.family.encoder,
     ),
     _fault(
         "decompose_drops_last",
@@ -118,14 +140,14 @@ FAULTS: tuple[Fault, ...] = (
         "stack_head_results gives each head the result of the one before",
         _cached("stack_head_results", _rolled),
         at(*_OUT, layer=0),
-        _regular,
+        _stacked,
     ),
     _fault(
         "neuron_results_reversed",
         "get_neuron_results gives neurons in reverse order: their sum is right",
         _cached("get_neuron_results", _reversed_neurons),
         at("mlp.out", "mlp_out", layer=0),
-        lambda s: _regular(s) and not s.family.of(_LAYER).moe,
+        lambda s: _stacked(s) and not s.family.of(_LAYER).moe,
     ),
     _fault(
         "attribution_of_the_next_token",
@@ -144,6 +166,20 @@ FAULTS: tuple[Fault, ...] = (
         _transposed_qk,
         exactly("blocks.0.attn.QK"),
         _regular,
+    ),
+    _fault(
+        "output_weights_of_stacks_reversed",
+        "W_O of an encoder's and a decoder's blocks gives the heads in reverse order",
+        _heads_reversed,
+        at(*_OUT, layer=0),
+        lambda s: s.family.encoder > 0,
+    ),
+    _fault(
+        "encoder_end_shown_scaled",
+        "the encoder's last stream is shown a millionth too large: no longer its parts' sum",
+        _end_scaled,
+        lambda s: (_encoder_end(s),),
+        lambda s: s.family.encoder > 0 and not s.family.post_norm and exposed(s, _encoder_end(s)),
     ),
     _fault(
         "hook_result_scaled",
