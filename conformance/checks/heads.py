@@ -148,17 +148,21 @@ class Heads(Check):
             # Either stack's layers, or the decoder's: where a head looks back one token.
             yield from self._scores(made, "mul", found[None, -len(layers) :].double(), slice(0, 1))
         shown: dict[str, torch.Tensor] = {}
+        ran = False
 
         def keep(name: str, value: torch.Tensor) -> None:
             shown[name] = value[0].detach().clone()
 
         with self.port("the forward pass on repeated tokens"):
             subject.run(Prompt("repeated", tokens), keep)
+            ran = True
+        if not ran:
+            return
         sites = [f"blocks.{i}.attn.pattern" for i in layers]
         missing = [site for site in sites if site not in shown]
-        for site in missing if shown else ():
+        for site in missing:
             yield structure(site, "is not shown", "repeated")
-        if shown and not missing:
+        if not missing:
             by_hand = scores(torch.stack([shown[site] for site in sites]), made["read"][0])
             self._heads("induction", made["mul"][_INDUCTION], by_hand["mul"][_INDUCTION])
             for measure, value in by_hand.items():

@@ -40,11 +40,13 @@ class StackLens(Reading):
             return
         yield from self._functions()
         shown: dict[str, torch.Tensor] = {}
+        ran = False
         with self.check.port("the forward pass"):
             self.context.subject.run(
                 self.prompt, lambda name, value: shown.update({name: value.detach().clone()})
             )
-        if shown:
+            ran = True
+        if ran:
             if self.fam.post_norm:
                 self.check.not_applicable("sums of parts", _NORMED_SUMS)
             else:
