@@ -6,8 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from conformance.faults.base import Fault, exactly
-from conformance.faults.inject import attribute, exposed
-from conformance.faults.views import shown
+from conformance.faults.inject import attribute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,10 +40,6 @@ def _with_the_first(right: Any, pattern: Any, **more: Any) -> Any:
     return right(pattern, **{**more, "exclude_bos": False})
 
 
-def _decoder_pattern(subject: LensModel) -> str:
-    return f"blocks.{subject.family.encoder}.attn.pattern"
-
-
 def _fault(name: str, what: str, apply: Any) -> Fault:
     site = exactly("blocks.0.attn.pattern")
     return Fault(name, "behaviour", what, apply, site, needs="heads")
@@ -68,14 +63,5 @@ FAULTS: tuple[Fault, ...] = (
         "detection_changes_the_cache",
         "detect_head masks the cached pattern in place",
         _detector("compute_head_attention_similarity_score", _cache_changed),
-    ),
-    Fault(
-        "decoder_patterns_of_next_head",
-        "hook",
-        "hook_pattern of a decoder gives each head the pattern of the one before",
-        lambda s: shown(s, _decoder_pattern(s), lambda p: p.roll(1, dims=1)),
-        lambda s: (_decoder_pattern(s),),
-        lambda s: s.family.encoder > 0 and exposed(s, _decoder_pattern(s)),
-        needs="heads",
     ),
 )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from conformance.faults.base import Fault, at, exactly
-from conformance.faults.inject import attribute, delegates, exposed, returning
-from conformance.faults.views import shown
+from conformance.faults.inject import attribute, delegates, returning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,20 +68,6 @@ def _transposed_qk(subject: LensModel) -> AbstractContextManager[None]:
 def _result_scaled(subject: LensModel) -> AbstractContextManager[None]:
     hook = subject.model.hook_dict[f"blocks.{_LAYER}.attn.hook_result"]
     return returning(hook, lambda t: t * (1 + 1e-6))
-
-
-def _heads_reversed(subject: LensModel) -> AbstractContextManager[None]:
-    owner = type(subject.attention(0))
-    right = owner.W_O.fget
-    return attribute(owner, "W_O", property(lambda self: right(self).flip(0)))
-
-
-def _end_scaled(subject: LensModel) -> AbstractContextManager[None]:
-    return shown(subject, _encoder_end(subject), lambda t: t * (1 + 1e-6))
-
-
-def _encoder_end(subject: LensModel) -> str:
-    return f"blocks.{subject.family.encoder - 1}.resid_post"
 
 
 def _has_result(subject: LensModel) -> bool:
@@ -166,20 +151,6 @@ FAULTS: tuple[Fault, ...] = (
         _transposed_qk,
         exactly("blocks.0.attn.QK"),
         _regular,
-    ),
-    _fault(
-        "output_weights_of_stacks_reversed",
-        "W_O of an encoder's and a decoder's blocks gives the heads in reverse order",
-        _heads_reversed,
-        at(*_OUT, layer=0),
-        lambda s: s.family.encoder > 0,
-    ),
-    _fault(
-        "encoder_end_shown_scaled",
-        "the encoder's last stream is shown a millionth too large: no longer its parts' sum",
-        _end_scaled,
-        lambda s: (_encoder_end(s),),
-        lambda s: s.family.encoder > 0 and not s.family.post_norm and exposed(s, _encoder_end(s)),
     ),
     _fault(
         "hook_result_scaled",
