@@ -160,8 +160,10 @@ class _Judged:
             own = _without_positions(own)
 
         def value(prompt: str, site: str) -> torch.Tensor:
+            at, _, kind = site.rpartition(".")
+            if at != f"blocks.{self.layer}.attn":
+                return reference.truth(prompt, site)
             # Formulas have one name for attention, whatever it reads.
-            kind = site.rpartition(".")[2]
             found = views.get(kind)
             return reference.truth(prompt, f"{self.at}.{kind}") if found is None else found
 
@@ -234,7 +236,8 @@ class _Judged:
         """Scaled products of the q and k shown, capped, with alibi, masked where they must be.
 
         Raises:
-            AssertionError: the formula does not even give the reference's own scores.
+            AssertionError: the formula does not even give the reference's own scores, or masks
+                what has weight there.
         """
         from conformance.diagnose.formulas import Stage, compute
 
@@ -252,8 +255,10 @@ class _Judged:
         yield self._same("scores", due, shown, keep, "scores = scaled q.k", row_dims=2)
         truth = self.context.reference.truth(self.prompt.name, f"{self.at}.scores").double()
         again = compute(self._scene({}), self.formula, Stage.SCORES, Stage.SCORES)["attn.scores"]
-        seen = (truth > MASKED_BELOW) & self.query == keep
-        if not (bool(seen.all()) and self._same("scores", truth, again, keep, "", row_dims=2).ok):
+        pattern = self.context.reference.truth(self.prompt.name, f"{self.at}.pattern")
+        forbidden = pattern.masked_fill(keep | ~self.query, 0.0)
+        right = self._same("scores", truth, again, keep, "", row_dims=2).ok
+        if not right or bool(forbidden.any()):
             raise AssertionError(
                 f"the formula of {self.at}.scores does not give the reference's own on "
                 f"{self.prompt.name}: correct diagnose/facts.py"
