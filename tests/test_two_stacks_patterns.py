@@ -69,6 +69,19 @@ def test_norms_in_the_stream_leave_no_sum(twin_cache: Path) -> None:
     assert "no sums of parts" in record["metrics"]["not_applicable"]["sums of parts"]
 
 
+def test_a_prompt_is_not_cut_where_an_encoder_sees_all_of_it(
+    twin_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of large models the checks cover less: a short prompt, where it has the same sites."""
+    from conformance.experiments import base
+
+    monkeypatch.setattr(base, "LARGE", 0)
+    model = twins.twin_model("mbart", prompts=("sixteen",))
+    record = twins.judge(model, "bridge", twin_cache, checks=("lens",))["lens"]
+    assert record["metrics"]["covered"]["layers"] == [0, 2, 3]
+    assert record["verdict"]["same_function"]["failed"] == 0
+
+
 # --- T5's relative positions ---------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from conformance.checks.base import Check, Context, agree, structure
 from conformance.checks.circuits import circuits
 from conformance.checks.readings import Reading
 from conformance.checks.stack_lens import StackLens
-from conformance.experiments.lens import PROMPT, components, pair, projection
+from conformance.experiments.lens import PROMPT, components, cut, pair, projection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -37,8 +37,10 @@ class Lens(Check):
         if prompt is None:
             self.not_applicable(self.name, f"the prompt {PROMPT!r} is not among the model's")
             return
-        kind = StackLens if context.reference.family.encoder else _Lens
-        work = kind(self, context, context.scope.cut(prompt), context.experiment(self.name))
+        fam = context.reference.family
+        prompt = cut(context.scope, prompt, fam)
+        kind = StackLens if fam.encoder else _Lens
+        work = kind(self, context, prompt, context.experiment(self.name))
         with context.subject.session():
             yield from work.all()
 

@@ -28,7 +28,7 @@ class Reading:
         self.cache: Any = None
 
     def truth(self, site: str) -> torch.Tensor:
-        """[batch, the prompt's positions, ...]: earlier positions do not see later ones."""
+        """[batch, the prompt's positions, ...]: cut only where no position sees later ones."""
         return self.context.reference.truth(PROMPT, site)[:, : self.prompt.tokens.shape[1]]
 
     def as_site(self, site: str, value: torch.Tensor, note: str) -> Comparison:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from conformance.experiments.base import Apparatus
+    from conformance.experiments.base import Apparatus, Scope
     from conformance.families import Dims, Family
     from conformance.prompts import Prompt
     from conformance.weights import Weight
@@ -37,6 +37,13 @@ def pair(prompt: Prompt) -> tuple[int, int]:
     """Two tokens whose logits are attributed: the first two different ones of the prompt."""
     first, *rest = prompt.tokens[0].tolist()
     return first, next((t for t in rest if t != first), first - 1)
+
+
+def cut(scope: Scope, prompt: Prompt, fam: Family) -> Prompt:
+    """As much of a prompt as the scope has; all of it where a token sees those after it, whose
+    sites in the trace would not be those of a shorter prompt."""
+    sees_all = fam.encoder or not fam.causal
+    return prompt if sees_all else scope.cut(prompt)
 
 
 def components(layers: int, fam: Family) -> list[str]:
@@ -77,7 +84,8 @@ class Lens(Experiment):
 
         if PROMPT not in on.prompts:
             return
-        model, prompt = on.model, on.scope.cut(on.prompts[PROMPT])
+        model = on.model
+        prompt = cut(on.scope, on.prompts[PROMPT], model.family)
         fam, d, config = model.family, model.dims, model.config
         weights = canonical(model.parameters(), fam, d)
         seen, unembedded = _watched(on, prompt)
