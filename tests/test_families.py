@@ -82,6 +82,7 @@ _NO_PATHS = {
     "architecture",
     "block",
     "sinks",
+    "relative",
     "qkv_layout",
     "qk_norm",
     "expert_layout",
@@ -108,6 +109,9 @@ def test_every_path_exists(twin: str, twin_cache: Path) -> None:
         for name in _IN_BLOCK:
             path = getattr(own, name)
             assert path is None or own.at(path, layer) in modules, name
+        if own.relative:  # every layer of a stack has its first one's table
+            first = 0 if layer < fam.encoder else fam.encoder
+            assert fam.of(first).at(own.relative, first) in modules
         if own.sinks:
             assert own.attn is not None
             assert f"{own.at(own.attn, layer)}.{own.sinks}" in model.parameters()

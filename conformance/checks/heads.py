@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from conformance import bounds
 from conformance.checks.base import Check, Context, agree, identical, structure
-from conformance.experiments.heads import LEFT_OUT, NAMES, patched
+from conformance.experiments.heads import LEFT_OUT, NAMES, causal_layers, patched, scores
 from conformance.prompts import Prompt
 from conformance.records import Comparison
 
@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 
     from conformance.experiments.store import Stored
 
+_CAUSAL = "detect_head's patterns are those of a causal mask"
+
 #: How many heads a record names.
 _NAMED = 5
+_INDUCTION = NAMES.index("induction_head") * len(LEFT_OUT)
+#: What fails where the function itself does: no site.
+_DETECTOR = "detect_head"
 
 
 class Heads(Check):
@@ -31,18 +36,25 @@ class Heads(Check):
 
     name: ClassVar[str] = "heads"
     runs: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
-        if not context.reference.family.everywhere("attn.pattern"):
+        fam = context.reference.family
+        layers = causal_layers(fam, context.reference.dims)
+        if any("attn.pattern" in fam.absent(i) for i in layers):
             self.not_applicable(self.name, "not every layer has attention")
             return
-        if not context.reference.family.causal:
-            self.not_applicable(self.name, "detect_head's patterns are those of a causal mask")
+        if not fam.causal:
+            self.not_applicable(self.name, _CAUSAL)
             return
         made = context.experiment(self.name)
         self.metrics.update(context.scope.said())
-        with context.subject.session():
-            yield from self._detected(context, made)
+        if fam.encoder:
+            self.not_applicable("heads of the encoder and of attention to it", _CAUSAL)
+            yield from self._decoder(context, made)
+        else:
+            with context.subject.session():
+                yield from self._detected(context, made)
         if made.facts["untold"] is not None:
             self.not_applicable("facts and indirect objects", made.facts["untold"])
             return
@@ -64,9 +76,9 @@ class Heads(Check):
     def _heads(self, what: str, truth: torch.Tensor, value: torch.Tensor) -> None:
         """The same of scores [layer, head], with the heads that score highest."""
         self._said(what, truth, value)
-        for side, scores in (("reference", truth), ("subject", value)):
-            first = scores.flatten().topk(min(_NAMED, scores.numel())).indices.tolist()
-            width = scores.shape[1]
+        for side, known in (("reference", truth), ("subject", value)):
+            first = known.flatten().topk(min(_NAMED, known.numel())).indices.tolist()
+            width = known.shape[1]
             self.metrics[what][side] = [f"L{i // width}H{i % width}" for i in first]
 
     # --- detect_head ---
@@ -121,6 +133,51 @@ class Heads(Check):
                 note="detect_head leaves the cache as it was",
             )
 
+    def _decoder(self, context: Context, made: Stored) -> Iterator[Comparison]:
+        """The function itself; and its scores of the decoder's patterns, computed by hand."""
+        import torch
+        from transformer_lens.head_detector import detect_head
+
+        subject, layers = (
+            context.subject,
+            causal_layers(context.subject.family, context.subject.dims),
+        )
+        tokens = made["repeated"].clone()
+        with subject.session(), _tokens(subject.model, tokens), self.port("detect_head", _DETECTOR):
+            found = detect_head(subject.model, "repeated", NAMES[0])
+            # Either stack's layers, or the decoder's: where a head looks back one token.
+            yield from self._scores(made, "mul", found[None, -len(layers) :].double(), slice(0, 1))
+        shown: dict[str, torch.Tensor] = {}
+        ran = False
+
+        def keep(name: str, value: torch.Tensor) -> None:
+            shown[name] = value[0].detach().clone()
+
+        with self.port("the forward pass on repeated tokens"):
+            subject.run(Prompt("repeated", tokens), keep)
+            ran = True
+        if not ran:
+            return
+        sites = [f"blocks.{i}.attn.pattern" for i in layers]
+        missing = [site for site in sites if site not in shown]
+        for site in missing:
+            yield structure(site, "is not shown", "repeated")
+        if not missing:
+            by_hand = scores(torch.stack([shown[site] for site in sites]), made["read"][0])
+            self._heads("induction", made["mul"][_INDUCTION], by_hand["mul"][_INDUCTION])
+            for measure, value in by_hand.items():
+                for row, site in enumerate(sites):
+                    yield agree(
+                        made,
+                        measure,
+                        value[:, row],
+                        truth=made[measure][:, row],
+                        site=site,
+                        on="repeated",
+                        row_dims=2,
+                        note=f"detect_head's {measure} by hand: [pattern x what is left out, head]",
+                    )
+
     def _scores(
         self, made: Stored, measure: str, found: torch.Tensor, cases: slice
     ) -> Iterator[Comparison]:
@@ -130,9 +187,8 @@ class Heads(Check):
             note = f"scores {tuple(found.shape)}, expected {tuple(truth.shape)}"
             yield structure(None, f"detect_head: {note}", "repeated")
             return
-        induction = NAMES.index("induction_head") * len(LEFT_OUT)
-        if measure == "mul" and len(found) > induction:
-            self._heads("induction", truth[induction], found[induction])
+        if measure == "mul" and len(found) > _INDUCTION:
+            self._heads("induction", truth[_INDUCTION], found[_INDUCTION])
         for layer in range(truth.shape[1]):
             site = f"blocks.{layer}.attn.pattern"
             note = f"detect_head, {measure}: [pattern x what is left out, head]"

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from conformance.checks.base import Check, Context, agree, same, structure
+from conformance.checks.base import Check, Context, agree, structure
 from conformance.checks.circuits import circuits
-from conformance.experiments.lens import PROMPT, components, pair, projection
+from conformance.checks.readings import Reading
+from conformance.checks.stack_lens import StackLens
+from conformance.experiments.lens import PROMPT, components, cut, pair, projection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     import torch
 
-    from conformance.experiments.store import Stored
-    from conformance.prompts import Prompt
     from conformance.records import Comparison
 
 
@@ -29,6 +29,7 @@ class Lens(Check):
 
     name: ClassVar[str] = "lens"
     runs: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         self.metrics.update(context.scope.said())
@@ -36,7 +37,10 @@ class Lens(Check):
         if prompt is None:
             self.not_applicable(self.name, f"the prompt {PROMPT!r} is not among the model's")
             return
-        work = _Lens(self, context, context.scope.cut(prompt), context.experiment(self.name))
+        fam = context.reference.family
+        prompt = cut(context.scope, prompt, fam)
+        kind = StackLens if fam.encoder else _Lens
+        work = kind(self, context, prompt, context.experiment(self.name))
         with context.subject.session():
             yield from work.all()
 
@@ -45,15 +49,8 @@ _NORMED_SUMS = "norms stand in the residual stream: it is no sum of parts"
 _NOT_LINEAR = "what lies between the final norm and the unembedding is not linear"
 
 
-class _Lens:
+class _Lens(Reading):
     """One subject's lenses on one prompt. Called inside the subject's session."""
-
-    def __init__(self, check: Lens, context: Context, prompt: Prompt, made: Stored) -> None:
-        self.check, self.context, self.prompt, self.made = check, context, prompt, made
-        self.model: Any = context.subject.model
-        self.fam, self.dims = context.reference.family, context.reference.dims
-        self.last = self.dims.n_layers - 1
-        self.cache: Any = None
 
     def all(self) -> Iterator[Comparison]:
         with self.check.port("run_with_cache"):
@@ -91,17 +88,6 @@ class _Lens:
 
     # --- against the trace ---
 
-    def _truth(self, site: str) -> torch.Tensor:
-        """[batch, the prompt's positions, ...]: earlier positions do not see later ones."""
-        return self.context.reference.truth(PROMPT, site)[:, : self.prompt.tokens.shape[1]]
-
-    def _as_site(self, site: str, value: torch.Tensor, note: str) -> Comparison:
-        truth = self._truth(site)
-        spread = self.context.reference.spread(PROMPT, site)
-        if value.ndim == truth.ndim and value.shape[0] == 1 != truth.shape[0]:
-            value = value.expand(truth.shape)
-        return same(truth, value, spread, site=site, on=PROMPT, note=note)
-
     def accumulated(self) -> Iterator[Comparison]:
         """Every stream of ``accumulated_resid`` is its site."""
         hidden = self.context.subject.expected_hooks()[1]
@@ -137,15 +123,15 @@ class _Lens:
         if list(labels) != list(due):
             return
         last = f"blocks.{self.last}.resid_post"
-        yield self._as_site(last, stack.sum(0), "sum of decompose_resid")
+        yield self.as_site(last, stack.sum(0), "sum of decompose_resid")
         scaled = self.cache.apply_ln_to_stack(stack, layer=-1).sum(0)
-        weights = self._norm()
+        weights = self.norm()
         normed = scaled * weights[0] + weights[1]
-        yield self._as_site("ln_final", normed, "sum of the parts, norm's scale frozen")
+        yield self.as_site("ln_final", normed, "sum of the parts, norm's scale frozen")
         if self.fam.head is not None:
             self.check.not_applicable("attributions to logits", _NOT_LINEAR)
             return
-        w_u, b_u = self._head()
+        w_u, b_u = self.head()
         logits = normed[0] @ w_u[:, [right, wrong]] + b_u[[right, wrong]]
         for what, by in (("the logits", (1.0, 0.0)), ("the logit difference", (1.0, -1.0))):
             mix = logits.new_tensor([[by[0], by[1]], [0.0, 1.0 if by[1] == 0.0 else 0.0]]).T
@@ -160,24 +146,6 @@ class _Lens:
                 row_dims=2,
             )
 
-    def _norm(self) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-        """Weight and bias of the reference's final norm."""
-        weights = self._weights()
-        w, b = weights.get("ln_final.w"), weights.get("ln_final.b")
-        offset = 1.0 if self.fam.norm_offset else 0.0
-        return 1.0 if w is None else w + offset, 0.0 if b is None else b
-
-    def _head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        weights = self._weights()
-        w_u = weights["unembed.W_U"]
-        b_u = weights.get("unembed.b_U")
-        return w_u, w_u.new_zeros(w_u.shape[1]) if b_u is None else b_u
-
-    def _weights(self) -> Any:
-        from conformance.diagnose.evidence import Weights
-
-        return Weights(self.context.reference)
-
     def _labelled(
         self, what: str, due: dict[str, str], stack: torch.Tensor, labels: list[str]
     ) -> Iterator[Comparison]:
@@ -189,60 +157,17 @@ class _Lens:
                 yield structure(None, f"{what} has {label!r}, which is no part", PROMPT)
         for label, value in zip(labels, stack, strict=True):
             if label in due:
-                yield self._as_site(due[label], value, f"{what}: {label}")
+                yield self.as_site(due[label], value, f"{what}: {label}")
 
     def logit_lens(self) -> Iterator[Comparison]:
         """Every stream through the final norm and the head, the last one being the logits."""
         normed = self.cache.accumulated_resid(apply_ln=True)
-        recipe = self._capped(self.model.unembed(normed.flatten(0, 1)))
-        yield from self._lens("unembed(accumulated_resid)", recipe.unflatten(0, normed.shape[:2]))
+        recipe = self.capped(self.model.unembed(normed.flatten(0, 1)))
+        yield from self.lens("unembed(accumulated_resid)", recipe.unflatten(0, normed.shape[:2]))
         if hasattr(self.cache, "logit_lens"):  # since 4.0
-            yield from self._lens("logit_lens", self.cache.logit_lens(positions=None).values)
-
-    def _lens(self, what: str, values: torch.Tensor) -> Iterator[Comparison]:
-        """``values`` [layer + 1, batch, pos, d_vocab]."""
-        yield self._as_site("logits", values[-1], f"{what} of the last stream")
-        found, due = values[:, 0] @ projection(self.dims.d_vocab), self.made["lens"]
-        if found.shape != due.shape:
-            note = f"{what}: {tuple(found.shape)}, expected {tuple(due.shape)}"
-            yield structure("logits", note, PROMPT)
-            return
-        for layer in range(len(due)):
-            yield agree(
-                self.made,
-                "lens",
-                found[layer],
-                truth=due[layer],
-                site=f"blocks.{layer}.resid_pre" if layer <= self.last else "logits",
-                on=PROMPT,
-                note=f"{what}, projected",
-            )
-
-    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
-        """Scale and cap, where the library's lens leaves them to its user."""
-        import torch
-
-        logits = logits * self.made.facts["scale"]
-        cap = self.made.facts["cap"]
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+            yield from self.lens("logit_lens", self.cache.logit_lens(positions=None).values)
 
     # --- heads and neurons ---
-
-    def _out(self, layer: int, branch: str) -> str:
-        """The site that a branch's parts add up to: before a norm that follows it."""
-        post = self.fam.ln1_post if branch == "attn" else self.fam.ln2_post
-        return f"blocks.{layer}.{branch}_out" if post is None else f"blocks.{layer}.{branch}.out"
-
-    def _bias(self, name: str) -> Any:
-        bias = self._weights().get(name)
-        return 0.0 if bias is None else bias * self.fam.residual_multiplier
-
-    def _head_parts(self, layer: int, heads: torch.Tensor, what: str) -> Iterator[Comparison]:
-        """``heads`` [pos, head, d_model]."""
-        site = self._out(layer, "attn")
-        yield agree(self.made, f"heads.{layer}", heads, site=site, on=PROMPT, row_dims=2, note=what)
-        whole = heads.sum(-2)[None] + self._bias(f"blocks.{layer}.attn.b_O")
-        yield self._as_site(site, whole, f"{what}: sum and bias")
 
     def head_results(self) -> Iterator[Comparison]:
         """``stack_head_results`` gives each head's part of attention's output."""
@@ -253,7 +178,7 @@ class _Lens:
             return
         for layer in self.context.scope.layers:
             part = stack[layer * heads : (layer + 1) * heads, 0].transpose(0, 1)
-            yield from self._head_parts(layer, part, "stack_head_results")
+            yield from self.head_parts(layer, part, "stack_head_results")
 
     def results_hooked(self) -> Iterator[Comparison]:
         """``hook_result`` shows the same, where the port can be told to compute it."""
@@ -272,13 +197,13 @@ class _Lens:
             self.model.set_use_attn_result(False)
         if cache is None:
             return
-        yield self._as_site("logits", logits, "with use_attn_result")
+        yield self.as_site("logits", logits, "with use_attn_result")
         for layer in self.context.scope.layers:
             name = f"blocks.{layer}.attn.hook_result"
             if name not in cache:
-                yield structure(self._out(layer, "attn"), f"{name} never fired", PROMPT)
+                yield structure(self.out(layer, "attn"), f"{name} never fired", PROMPT)
                 continue
-            yield from self._head_parts(layer, cache[name][0], "hook_result")
+            yield from self.head_parts(layer, cache[name][0], "hook_result")
 
     def neuron_results(self) -> Iterator[Comparison]:
         """``get_neuron_results`` and ``stack_neuron_results``: each neuron's part of the MLP's."""
@@ -289,7 +214,7 @@ class _Lens:
         basis = projection(self.dims.d_model)
         for layer in self.context.scope.layers:
             parts = self.cache.get_neuron_results(layer)[0]
-            site = self._out(layer, "mlp")
+            site = self.out(layer, "mlp")
             yield agree(
                 self.made,
                 f"neurons.{layer}",
@@ -299,8 +224,8 @@ class _Lens:
                 row_dims=2,
                 note="get_neuron_results, projected",
             )
-            whole = parts.sum(-2)[None] + self._bias(f"blocks.{layer}.mlp.b_out")
-            yield self._as_site(site, whole, "get_neuron_results: sum and bias")
+            whole = parts.sum(-2)[None] + self.bias(f"blocks.{layer}.mlp.b_out")
+            yield self.as_site(site, whole, "get_neuron_results: sum and bias")
         stack, labels = self.cache.stack_neuron_results(-1, pos_slice=-1, return_labels=True)
         d_mlp = self.made[f"neurons.{self.last}"].shape[1]
         if list(labels) != [f"L{i}N{n}" for i in range(self.last + 1) for n in range(d_mlp)]:
@@ -316,7 +241,7 @@ class _Lens:
                 f"neurons.{layer}",
                 part,
                 truth=self.made[f"neurons.{layer}"][-1],
-                site=self._out(layer, "mlp"),
+                site=self.out(layer, "mlp"),
                 on=PROMPT,
                 row_dims=2,
                 note="stack_neuron_results at the last position, projected",

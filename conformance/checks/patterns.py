@@ -8,6 +8,7 @@ that is not this pattern's mix of these values.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 from conformance.bounds import MASKED_BELOW
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from conformance.diagnose.evidence import Scene, Weights
     from conformance.diagnose.formulas import Formula
     from conformance.experiments.store import Stored
+    from conformance.families import Family
     from conformance.prompts import Prompt
     from conformance.records import Comparison
 
@@ -36,13 +38,15 @@ Views = dict[str, "torch.Tensor"]
 class Patterns(Check):
     """Rows of a pattern sum to 1 (with attention sinks: to what the sink leaves); nothing above
     the diagonal, outside the window or on padding; scores = scale q.k under cap, alibi and mask;
-    pattern = softmax(scores); z = pattern @ v.
+    pattern = softmax(scores); z = pattern @ v. The same of a decoder's attention to its encoder,
+    which has no mask but the encoder's padding.
 
     A view that the port does not show is the reference's here.
     """
 
     name: ClassVar[str] = "patterns"
     runs: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         from conformance.diagnose.evidence import Weights
@@ -50,20 +54,21 @@ class Patterns(Check):
         scope = context.scope
         self.metrics.update(scope.said())
         hidden = context.subject.expected_hooks()[1]
-        taken = {kind: why for kind, why in hidden.items() if kind.removeprefix("attn.") in _KINDS}
+        taken = {kind: why for kind, why in hidden.items() if kind.rpartition(".")[2] in _KINDS}
         if taken:
             self.metrics["taken_from_the_reference"] = taken
         made, weights = context.experiment(self.name), Weights(context.reference)
         if not any(f.attn for f in context.reference.family.every):
             self.not_applicable(self.name, "no layer has attention")
             return
+        parts = [(i, part) for i in scope.layers for part in self._parts(context, i)]
         prompts = [p for p in context.reference.prompts if p.name in _PROMPTS]
         if not prompts:
             self.not_applicable(self.name, f"none of its prompts is here: {', '.join(_PROMPTS)}")
         for prompt in prompts:
             if scope.large and prompt.name == _LONG:
                 continue
-            shown: dict[str, Views] = {f"blocks.{i}.attn": {} for i in scope.layers}
+            shown: dict[str, Views] = {f"blocks.{i}.{part}": {} for i, part in parts}
 
             def keep(name: str, value: torch.Tensor, shown: dict[str, Views] = shown) -> None:
                 at, _, kind = name.rpartition(".")
@@ -74,21 +79,34 @@ class Patterns(Check):
             with self.port(f"the forward pass on {prompt.name}"):
                 context.subject.run(prompt, keep)
                 ran = True
-            attended = [i for i in scope.layers if context.subject.family.of(i).attn]
-            for layer in attended if ran else ():
-                views = shown[f"blocks.{layer}.attn"]
-                missing = list(_missing(context, prompt, layer, views))
+            for layer, part in parts if ran else ():
+                views = shown[f"blocks.{layer}.{part}"]
+                missing = list(_missing(context, prompt, layer, part, views))
                 yield from missing
                 if not missing:
-                    formula = _formula(context, made, layer)
-                    yield from _Judged(context, prompt, layer, views, formula, weights).all()
+                    formula = _formula(context, made, layer, part)
+                    yield from _Judged(
+                        context, prompt, (layer, part), views, formula, weights
+                    ).all()
+
+    def _parts(self, context: Context, layer: int) -> Iterator[str]:
+        """Which of a layer's attentions have scores, and why others have none."""
+        own, absent = context.reference.family.of(layer), context.reference.family.absent(layer)
+        if own.attn and "attn.scores" in absent:
+            self.not_applicable(f"blocks.{layer}.attn", absent["attn.scores"])
+        elif own.attn:
+            yield "attn"
+        if own.cross:
+            yield "cross_attn"
 
 
-def _missing(context: Context, prompt: Prompt, layer: int, views: Views) -> Iterator[Comparison]:
+def _missing(
+    context: Context, prompt: Prompt, layer: int, part: str, views: Views
+) -> Iterator[Comparison]:
     """Views that the port should show and does not, or not in the promised shape."""
     expected = context.subject.expected_hooks()[0]
     for kind in _KINDS:
-        site = f"blocks.{layer}.attn.{kind}"
+        site = f"blocks.{layer}.{part}.{kind}"
         if site not in expected:
             continue
         truth = context.reference.truth(prompt.name, site)
@@ -100,19 +118,20 @@ def _missing(context: Context, prompt: Prompt, layer: int, views: Views) -> Iter
 
 
 class _Judged:
-    """One layer's views on one prompt."""
+    """One layer's views on one prompt, of attention to its own stack or to the encoder."""
 
     def __init__(
         self,
         context: Context,
         prompt: Prompt,
-        layer: int,
+        where: tuple[int, str],
         views: Views,
         formula: Formula,
         weights: Weights,
     ) -> None:
-        self.context, self.prompt, self.layer, self.formula = context, prompt, layer, formula
-        self.at, self._weights = f"blocks.{layer}.attn", weights
+        self.context, self.prompt, self.formula = context, prompt, formula
+        self.layer, self.part = where
+        self.at, self._weights = f"blocks.{self.layer}.{self.part}", weights
         self.views = views
         self.own = self._scene(views)
         #: [batch, head (1), query, key (1)]: queries that are padding promise nothing.
@@ -123,7 +142,8 @@ class _Judged:
         yield self.rows()
         yield self.softmax()
         yield from self.scores()
-        if not {"attn.v", "attn.z"} & set(self.context.reference.family.absent(self.layer)):
+        absent = self.context.reference.family.absent(self.layer)
+        if not {f"{self.part}.v", f"{self.part}.z"} & set(absent):
             yield self.mixed()
 
     def _view(self, kind: str) -> torch.Tensor:
@@ -135,14 +155,22 @@ class _Judged:
 
         reference = self.context.reference
 
+        own = reference.family.of(self.layer)
+        if self.part != "attn":
+            own = _without_positions(own)
+
         def value(prompt: str, site: str) -> torch.Tensor:
-            found = views.get(site.rpartition(".")[2])
-            return reference.truth(prompt, site) if found is None else found
+            at, _, kind = site.rpartition(".")
+            if at != f"blocks.{self.layer}.attn":
+                return reference.truth(prompt, site)
+            # Formulas have one name for attention, whatever it reads.
+            found = views.get(kind)
+            return reference.truth(prompt, f"{self.at}.{kind}") if found is None else found
 
         evidence = Evidence(
             reference=reference,
             config=None,
-            family=reference.family.of(self.layer),
+            family=own,
             dims=reference.dims,
             weights=self._weights,
             site=None,
@@ -166,10 +194,11 @@ class _Judged:
         back = (n[:, None] - n[None, :])[None, None]
         forbidden = {"above the diagonal": back < 0} if self.formula.mask.causal else {}
         if window is not None:
-            forbidden[f"outside the window of {window}"] = back >= window
+            ahead = (back <= -window) & (not self.formula.mask.causal)
+            forbidden[f"outside the window of {window}"] = (back >= window) | ahead
         if chunk is not None:
             forbidden[f"outside the chunk of {chunk}"] = ~same_chunk(self.prompt, chunk)
-        if not bool(valid.all()):
+        if self.formula.mask.padding and not bool(valid.all()):
             forbidden["on padding"] = ~valid[:, None, None, :]
         for what, where in forbidden.items():
             weight = pattern.masked_fill(~(where & self.query), 0.0)
@@ -207,7 +236,8 @@ class _Judged:
         """Scaled products of the q and k shown, capped, with alibi, masked where they must be.
 
         Raises:
-            AssertionError: the formula does not even give the reference's own scores.
+            AssertionError: the formula does not even give the reference's own scores, or masks
+                what has weight there.
         """
         from conformance.diagnose.formulas import Stage, compute
 
@@ -225,7 +255,10 @@ class _Judged:
         yield self._same("scores", due, shown, keep, "scores = scaled q.k", row_dims=2)
         truth = self.context.reference.truth(self.prompt.name, f"{self.at}.scores").double()
         again = compute(self._scene({}), self.formula, Stage.SCORES, Stage.SCORES)["attn.scores"]
-        if not self._same("scores", truth, again, keep, "", row_dims=2).ok:
+        pattern = self.context.reference.truth(self.prompt.name, f"{self.at}.pattern")
+        forbidden = pattern.masked_fill(keep | ~self.query, 0.0)
+        right = self._same("scores", truth, again, keep, "", row_dims=2).ok
+        if not right or bool(forbidden.any()):
             raise AssertionError(
                 f"the formula of {self.at}.scores does not give the reference's own on "
                 f"{self.prompt.name}: correct diagnose/facts.py"
@@ -269,15 +302,21 @@ def _centred(t: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     return kept - kept.sum(-1, keepdim=True) / keep.sum(-1, keepdim=True).clamp_min(1)
 
 
-def _formula(context: Context, made: Stored, layer: int) -> Formula:
-    from conformance.diagnose.facts import Norm
+def _without_positions(own: Family) -> Family:
+    """A decoder's layer as its attention to the encoder is: nothing is rotated or normed."""
+    return dataclasses.replace(own, rotary=False, qk_norm=None, qk_norm_rotated=False)
+
+
+def _formula(context: Context, made: Stored, layer: int, part: str) -> Formula:
+    from conformance.diagnose.facts import Buckets, Norm
     from conformance.diagnose.formulas import Formula, Mask
 
     fam, d = context.reference.family.of(layer), context.reference.dims
     alibi = "slopes" in made
     name = f"temperature/{layer}"
     floor, slope = made[name].tolist() if name in made else (0.0, 0.0)
-    return Formula(
+    placed = made.facts["buckets"][layer]
+    own = Formula(
         q_norm=None,
         k_norm=None,
         clip=made.facts["clip"],
@@ -287,10 +326,18 @@ def _formula(context: Context, made: Stored, layer: int) -> Formula:
         cap=made.facts["cap"],
         slopes=made["slopes"] if alibi else None,
         mask=Mask(
-            window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed, causal=fam.causal
+            window=d.windows[layer],
+            padding=not fam.sees_padding,
+            chunk=d.chunk(layer),
+            indexed=fam.indexed,
+            causal=fam.causal,
         ),
         sinks=fam.sinks is not None,
         o_norm=Norm(made.facts["o_norm_eps"], centred=False, offset=0.0) if fam.o_norm else None,
         tiled=fam.tiled,
         temperature=(floor, slope) if floor else None,
+        buckets=None if placed is None else Buckets(**placed),
     )
+    if part == "attn":
+        return own
+    return dataclasses.replace(own, mask=Mask(causal=False), buckets=None)

@@ -154,6 +154,8 @@ def attention_scale(config: Any, fam: Family, d: Dims, layer: int) -> tuple[floa
     scalar = first(config, "query_pre_attn_scalar")
     if scalar is not None:
         return float(scalar) ** -0.5, f"1/sqrt(query_pre_attn_scalar = {scalar})"
+    if fam.relative:
+        return 1.0, "1: products are not scaled, the initial weights are"
     if fam.architecture == "GPTNeoForCausalLM" or getattr(config, "scale_attn_weights", True) in (
         False,
     ):
@@ -200,6 +202,13 @@ def logit_scale(config: Any) -> tuple[float, str]:
     return (1.0, "") if stated is None else (float(stated), f"logit_scale = {stated}")
 
 
+def readout_scale(config: Any) -> float:
+    """What the unembedding's input is multiplied by, after the final norm: T5's, where it is tied
+    (its first checkpoints; ``config`` is transformers 5's)."""
+    scaled = bool(getattr(config, "scale_decoder_outputs", False))
+    return float(config.d_model) ** -0.5 if scaled else 1.0
+
+
 def clip(config: Any) -> float | None:
     """Queries, keys and values are clamped to plus and minus this."""
     inner = getattr(config, "attn_config", None)
@@ -207,6 +216,56 @@ def clip(config: Any) -> float | None:
     if found is None and inner is not None:
         found = first(inner, "clip_qkv")
     return None if found is None else float(found)
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """T5's relative positions (Raffel et al. 2020, section 2.1): distances in buckets.
+
+    Attributes:
+        count: of buckets.
+        furthest: the distance from which on all are in the last one.
+        both_ways: half of the buckets are those of later keys, which else are in the first.
+        table: the weight [bucket, head] that is looked up.
+    """
+
+    count: int
+    furthest: int
+    both_ways: bool
+    table: str
+
+    def of(self, ahead: torch.Tensor) -> torch.Tensor:
+        """The buckets of keys so many tokens ahead of their query (integers of any shape).
+
+        Half of them are single distances, the others grow in proportion to the distance.
+        """
+        count, start = self.count, torch.zeros_like(ahead)
+        if self.both_ways:
+            count //= 2
+            start = (ahead > 0) * count
+        away = ahead.abs() if self.both_ways else (-ahead).clamp_min(0)
+        single = count // 2
+        part = (away.clamp_min(1).double() / single).log() / math.log(self.furthest / single)
+        grown = single + (part * (count - single)).long()
+        return start + torch.where(away < single, away, grown.clamp_max(count - 1))
+
+
+def buckets(config: Any, fam: Family, layer: int) -> Buckets | None:
+    """The relative positions of a layer, or None if positions enter otherwise.
+
+    Args:
+        fam: the whole model's.
+    """
+    own = fam.of(layer)
+    if own.relative is None:
+        return None
+    first = 0 if layer < fam.encoder else fam.encoder
+    return Buckets(
+        int(config.relative_attention_num_buckets),
+        int(config.relative_attention_max_distance),
+        not own.causal,
+        f"blocks.{first}.{own.relative}.weight",
+    )
 
 
 def slopes(config: Any, fam: Family, d: Dims) -> torch.Tensor | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conformance.diagnose.evidence import Evidence, Scene
-    from conformance.diagnose.facts import Norm
+    from conformance.diagnose.facts import Buckets, Norm
     from conformance.diagnose.registry import Predicted
     from conformance.diagnose.rotary import Rope
     from conformance.families import Family
@@ -119,6 +119,7 @@ class Formula:
         mask: which keys a query sees.
         sinks: a learned score that takes its part of the softmax and is left out.
         o_norm: norm of what all heads mix, or None.
+        buckets: of relative positions, each with a learned score of every head; or None.
     """
 
     q_norm: QKNorm | None
@@ -134,6 +135,7 @@ class Formula:
     tiled: bool = False
     temperature: tuple[float, float] | None = None
     o_norm: Norm | None = None
+    buckets: Buckets | None = None
 
     def mixed(self, scene: Scene, v: torch.Tensor) -> torch.Tensor:
         """``z`` [batch, pos, head, d_head] of values repeated for each query head."""
@@ -167,12 +169,17 @@ def right(evidence: Evidence, layer: int) -> Formula:
         cap=None if cap is None else float(cap),
         slopes=facts.slopes(config, fam, d),
         mask=Mask(
-            window=d.windows[layer], chunk=d.chunk(layer), indexed=fam.indexed, causal=fam.causal
+            window=d.windows[layer],
+            padding=not fam.sees_padding,
+            chunk=d.chunk(layer),
+            indexed=fam.indexed,
+            causal=fam.causal,
         ),
         sinks=fam.sinks is not None,
         o_norm=facts.norm(config, fam) if fam.o_norm else None,
         tiled=fam.tiled,
         temperature=facts.temperature(config, fam),
+        buckets=facts.buckets(config, evidence.reference.family, layer),
     )
 
 
@@ -217,6 +224,8 @@ def compute(scene: Scene, f: Formula, since: Stage, until: Stage) -> Predicted:
                 1, 1, 1, -1
             )
         scores = scores + f.slopes[:, None, None] * at
+    if f.buckets is not None:
+        scores = scores + relative(scene, f.buckets)
     seen = visible(scene, f.mask)
     lonely = ~seen.any(-1, keepdim=True)
     if f.mask.lonely == "own":
@@ -306,13 +315,21 @@ def gate(scene: Scene) -> torch.Tensor | float:
     return x.unflatten(-1, (d.n_heads, -1))
 
 
+def relative(scene: Scene, buckets: Buckets) -> torch.Tensor:
+    """What relative positions add to the scores, [batch (1), head, query, key]."""
+    n = torch.arange(scene.prompt.tokens.shape[1])
+    table = scene.whole(buckets.table)
+    assert table is not None
+    return table[buckets.of(n[None, :] - n[:, None])].permute(2, 0, 1)[None]
+
+
 def visible(scene: Scene, mask: Mask) -> torch.Tensor:
     """Bool [batch, head (1), query, key]: which keys each query sees."""
     n = torch.arange(scene.prompt.tokens.shape[1])
     back = n[:, None] - n[None, :]
     seen = (back >= -mask.offset) | (not mask.causal)
     if mask.window is not None:
-        seen = seen & (back < mask.window)
+        seen = seen & (back < mask.window) & (mask.causal | (back > -mask.window))
     seen = seen.expand(scene.prompt.tokens.shape[0], 1, *seen.shape)
     if mask.chunk is not None:
         seen = seen & same_chunk(scene.prompt, mask.chunk)

@@ -15,10 +15,14 @@ from conformance.diagnose.formulas import Stage, compute
 from conformance.diagnose.registry import Fitted, Proposal, number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from conformance.diagnose.facts import Buckets
     from conformance.diagnose.formulas import Asked
+    from conformance.diagnose.registry import Predicted
 
+#: What T5's configs say, and what is usual elsewhere.
+_DISTANCES = frozenset({64, 128, 256})
 _CAPS = (10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
 #: A cap that nothing feels.
 UNCAPPED = 1e12
@@ -85,6 +89,48 @@ def scores(asked: Asked) -> Iterator[Proposal | Fitted]:
         )
     if f.slopes is not None:
         yield from _slopes(asked)
+    if f.buckets is not None:
+        yield from _relative(asked, f.buckets)
+
+
+def _relative(asked: Asked, own: Buckets) -> Iterator[Proposal]:
+    """T5's relative positions: without, in other buckets, or by another table."""
+
+    def placed(buckets: Buckets | None) -> Callable[[Scene], Predicted]:
+        return asked.by(dataclasses.replace(asked.formula, buckets=buckets))
+
+    says = f"the checkpoint says {own.count} buckets up to {own.furthest} tokens"
+    yield Proposal("relative_missing", f"has no relative positions; {says}", placed(None))
+    ways = ("both ways", "one way") if own.both_ways else ("one way", "both ways")
+    yield Proposal(
+        "relative_direction",
+        f"tells distances apart {ways[1]}; the checkpoint's layer does so {ways[0]}",
+        placed(dataclasses.replace(own, both_ways=not own.both_ways)),
+    )
+    near = {2 * own.furthest, own.furthest // 2, own.furthest - 1, own.furthest + 1}
+    for furthest in sorted((near | _DISTANCES) - {own.furthest}):
+        if furthest <= own.count:
+            continue
+        yield Proposal(
+            "relative_distance",
+            f"tells distances apart up to {furthest} tokens; {says}",
+            placed(dataclasses.replace(own, furthest=furthest)),
+        )
+    for count in sorted({own.count // 2, own.count - 1}):
+        yield Proposal(
+            "relative_buckets",
+            f"has {count} buckets of distances; {says}",
+            placed(dataclasses.replace(own, count=count)),
+        )
+    fam = asked.evidence.reference.family
+    for layer in {0, fam.encoder}:
+        other = facts.buckets(asked.evidence.config, fam, layer)
+        if other is not None and other.table != own.table:
+            yield Proposal(
+                "relative_table",
+                f"has the relative positions of layer {layer}'s stack",
+                placed(dataclasses.replace(own, table=other.table)),
+            )
 
 
 def _scaled_and_capped(asked: Asked, scale: float) -> Iterator[Fitted]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.experiments.base import Apparatus
+    from conformance.families import Dims, Family
 
 #: ``detect_head``'s names, and what it may leave out: (the first token, the current token).
 NAMES = ("previous_token_head", "duplicate_token_head", "induction_head")
@@ -47,9 +48,10 @@ class Told:
 class Heads(Experiment):
     """Results:
 
-    * ``repeated`` [1, pos]: random tokens, twice. ``mul``, ``abs`` [9, layer, head]: the scores of
-      ``detect_head`` on them, ``abs`` before it is rounded; 9 is :data:`NAMES` x
-      :data:`LEFT_OUT`.
+    * ``repeated`` [1, pos]: random tokens, twice; ``read``, what the layers are given of them.
+      ``mul``, ``abs`` [9, layer, head]: the scores of ``detect_head``, ``abs`` before it is
+      rounded; 9 is :data:`NAMES` x :data:`LEFT_OUT`. Of an encoder and a decoder the decoder's
+      layers.
     * where the tokenizer knows the words: ``fact``, ``objects``, ``right``, ``wrong`` (tokens);
       ``curve`` [layer + 1], the answer's log-probability through HuggingFace's own head at each
       layer; ``attribution`` [layer, head, prompt], what each head adds to the logit difference at
@@ -67,22 +69,24 @@ class Heads(Experiment):
     def run(self, on: Apparatus) -> Iterator[tuple[str, torch.Tensor]]:
         import torch
 
-        if not on.model.family.everywhere("attn.pattern"):
+        from conformance.implementations.base import one_back
+
+        fam, layers = on.model.family, causal_layers(on.model.family, on.model.dims)
+        if any("attn.pattern" in fam.absent(i) for i in layers):
             return
         tokens = _repeated(on)
         yield "repeated", tokens
-        patterns: list[torch.Tensor] = []
+        patterns: dict[str, torch.Tensor] = {}
 
         def keep(name: str, value: torch.Tensor) -> None:
-            if name.endswith("attn.pattern"):
-                patterns.append(value[0].clone())
+            if name.endswith(".attn.pattern"):
+                patterns[name] = value[0].clone()
 
         on.model.run(Prompt("repeated", tokens), keep)
-        whole = torch.stack(patterns)
-        due = detections(tokens[0])
-        for measure, score in (("mul", _mul), ("abs", _abs)):
-            found = [score(whole, due[name], *out) for name in NAMES for out in LEFT_OUT]
-            yield measure, torch.stack(found)
+        whole = torch.stack([patterns[f"blocks.{i}.attn.pattern"] for i in layers])
+        read = one_back(tokens, on.model.model.config) if fam.encoder else tokens
+        yield "read", read
+        yield from scores(whole, read[0]).items()
         told = _told(on)
         if isinstance(told, Told):
             yield from _circuit(on, told)
@@ -127,6 +131,29 @@ def detections(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: where.double() for name, where in found.items()}
 
 
+def causal_layers(fam: Family, d: Dims) -> range:
+    """The layers in which a token sees no later one: all, or a decoder's."""
+    return range(fam.encoder, d.n_layers)
+
+
+def scores(patterns: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """``mul`` and ``abs`` [9, layer, head], ``abs`` not rounded.
+
+    Args:
+        patterns: [layer, head, query, key].
+        tokens: what the layers were given, [pos].
+    """
+    import torch
+
+    due = detections(tokens)
+    return {
+        measure: torch.stack(
+            [score(patterns, due[name], *out) for name in NAMES for out in LEFT_OUT]
+        )
+        for measure, score in (("mul", _mul), ("abs", _abs))
+    }
+
+
 def _without(p: torch.Tensor, first: bool, current: bool) -> torch.Tensor:
     p = p.clone()
     if first:
@@ -151,6 +178,8 @@ def _told(on: Apparatus) -> Told | str:
     import torch
 
     tokenizer = on.tokenizer
+    if on.model.family.encoder:
+        return "their answers are the next token of one text, and a decoder begins another"
     if tokenizer is None:
         return "the checkpoint has no tokenizer"
     if not on.scope.large:

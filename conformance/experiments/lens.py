@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from conformance.experiments.base import Apparatus
+    from conformance.experiments.base import Apparatus, Scope
     from conformance.families import Dims, Family
     from conformance.prompts import Prompt
     from conformance.weights import Weight
@@ -39,6 +39,13 @@ def pair(prompt: Prompt) -> tuple[int, int]:
     return first, next((t for t in rest if t != first), first - 1)
 
 
+def cut(scope: Scope, prompt: Prompt, fam: Family) -> Prompt:
+    """As much of a prompt as the scope has; all of it where a token sees those after it, whose
+    sites in the trace would not be those of a shorter prompt."""
+    sees_all = fam.encoder or not fam.causal
+    return prompt if sees_all else scope.cut(prompt)
+
+
 def components(layers: int, fam: Family) -> list[str]:
     """The sites that add up to the last residual stream, in order."""
     embeds = ["embed"] if "pos_embed" in fam.absent() else ["embed", "pos_embed"]
@@ -51,7 +58,9 @@ class Lens(Experiment):
     """Results:
 
     * ``lens`` [layer + 1, pos, 16]: projected logits of the residual stream before each layer and
-      after the last, through HuggingFace's own head (the stream put in the place of the last).
+      after the last, through HuggingFace's own head (the stream put in the place of the last). Of
+      an encoder and a decoder the decoder's layers only, as ``unembedded`` and ``attributions``
+      are not theirs at all.
     * ``unembedded`` [pos, 2]: what the unembedding gives for :func:`pair`, before scale and cap.
     * ``attributions`` [component, pos]: each of :func:`components`, centred where the final norm
       centres, over the scale of the norm, times the difference of the pair's unembeddings.
@@ -75,12 +84,14 @@ class Lens(Experiment):
 
         if PROMPT not in on.prompts:
             return
-        model, prompt = on.model, on.scope.cut(on.prompts[PROMPT])
+        model = on.model
+        prompt = cut(on.scope, on.prompts[PROMPT], model.family)
         fam, d, config = model.family, model.dims, model.config
         weights = canonical(model.parameters(), fam, d)
         seen, unembedded = _watched(on, prompt)
         last = f"blocks.{d.n_layers - 1}.resid_post"
-        streams = [*(seen[f"blocks.{i}.resid_pre"] for i in range(d.n_layers)), seen[last]]
+        first = fam.encoder
+        streams = [*(seen[f"blocks.{i}.resid_pre"] for i in range(first, d.n_layers)), seen[last]]
         rows = torch.cat(streams)
         logits = model.run(
             type(prompt)(prompt.name, prompt.tokens.repeat(len(rows), 1)),
@@ -88,14 +99,14 @@ class Lens(Experiment):
             edits={last: lambda _: rows},
         )
         yield "lens", logits @ projection(d.d_vocab)
-        right, wrong = pair(prompt)
-        yield "unembedded", unembedded[0][:, [right, wrong]]
-        with torch.no_grad(), model.session():
-            direction = (
-                weights["unembed.W_U"].tensor[:, right] - weights["unembed.W_U"].tensor[:, wrong]
-            )
-            if not fam.post_norm:
-                yield "attributions", _attributions(on, seen, config, direction.double())
+        if not fam.encoder:
+            right, wrong = pair(prompt)
+            yield "unembedded", unembedded[0][:, [right, wrong]]
+            with torch.no_grad(), model.session():
+                w_u = weights["unembed.W_U"].tensor
+                direction = w_u[:, right] - w_u[:, wrong]
+                if not fam.post_norm:
+                    yield "attributions", _attributions(on, seen, config, direction.double())
         for layer in on.scope.layers if fam.regular else ():
             at = f"blocks.{layer}"
             w_o = weights[f"{at}.attn.W_O"].tensor.double() * fam.residual_multiplier
@@ -113,7 +124,7 @@ class Lens(Experiment):
         config = on.model.config
         cap = facts.first(config, "final_logit_softcapping", "logits_soft_cap")
         return {
-            "scale": facts.logit_scale(config)[0],
+            "scale": facts.logit_scale(config)[0] * facts.readout_scale(config),
             "cap": None if cap is None else float(cap),
             "centred": facts.norm(config, on.model.family).centred,
         }

@@ -19,7 +19,8 @@ class Patterns(Experiment):
 
     Results: ``scale`` [layer]; ``temperature/{layer}`` where a layer has one; and ``slopes``
     [head] where positions enter as alibi. Facts: ``cap``, ``clip`` and ``o_norm_eps``, each a
-    number or None.
+    number or None; ``buckets``, for each layer what :class:`conformance.diagnose.facts.Buckets` is
+    made of, or None.
     """
 
     uses: ClassVar[tuple[str, ...]] = ("conformance.diagnose.facts", "conformance.families.base")
@@ -45,14 +46,18 @@ class Patterns(Experiment):
             yield "slopes", slopes
 
     def facts(self, on: Apparatus) -> dict[str, Any]:
+        import dataclasses
+
         from conformance.diagnose import facts
-        from conformance.families import family
+        from conformance.families import dims, family
 
         whole = _config(on)
         config = whole.get_text_config()
         cap = facts.first(config, "attn_logit_softcapping")
         fam = family(whole.architectures[0], whole)
+        placed = [facts.buckets(config, fam, i) for i in range(dims(whole).n_layers)]
         return {
+            "buckets": [None if b is None else dataclasses.asdict(b) for b in placed],
             "cap": None if cap is None else float(cap),
             "clip": facts.clip(config),
             "o_norm_eps": facts.norm(config, fam).eps if any(f.o_norm for f in fam.every) else None,

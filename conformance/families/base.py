@@ -81,6 +81,8 @@ class Family:
         attn_gate, attn_gate_by: the projection whose ``sigmoid`` or ``softplus`` multiplies what
             the heads mix, each element or each head, before ``o``.
         alibi: positions enter as a slope added to the scores of each head (Press et al. 2022).
+        relative: positions enter as a learned score of each head and bucket of distances (Raffel et
+            al. 2020); the path of the table in the first block of a stack, whose others use it too.
         q_gated: the projection of queries gives, for each head, its query and then a gate whose
             sigmoid multiplies the head's output (``W_QG``; ``attn.z`` is after it).
         sinks: parameter of per-head attention sinks, relative to ``attn``.
@@ -164,6 +166,7 @@ class Family:
     mlp_reads_ln1: bool = False
     rotary: bool = True
     alibi: bool = False
+    relative: str | None = None
     q_gated: bool = False
     sinks: str | None = None
     tiled: bool = False
@@ -200,6 +203,12 @@ class Family:
     def one_norm(self) -> bool:
         """Whether one module is the norm after the embedding and the final one."""
         return self.ln_final is not None and self.embed_ln == self.ln_final
+
+    @property
+    def sees_padding(self) -> bool:
+        """Whether attention to its own stack hides no padding: a decoder's, which is given what it
+        has written so far (HuggingFace's generation passes no mask of it)."""
+        return self.cross is not None
 
     @property
     def order(self) -> Order:

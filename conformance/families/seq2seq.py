@@ -19,6 +19,7 @@ def _projections(at: str, names: tuple[str, str, str, str], prefix: str = "") ->
     return {f"{prefix}{p}": f"{at}.{n}" for p, n in zip("qkvo", names, strict=True)}
 
 
+_BIAS = "layer.0.SelfAttention.relative_attention_bias"
 _T5 = Family(
     architecture="T5ForConditionalGeneration",
     block="decoder.block.{l}",
@@ -31,8 +32,8 @@ _T5 = Family(
     **_projections("layer.0.SelfAttention", ("q", "k", "v", "o")),  # type: ignore[arg-type]
     ln2="layer.1.layer_norm",
     rotary=False,
+    relative=_BIAS,
 )
-_BIAS = "layer.0.SelfAttention.relative_attention_bias"
 
 
 _BLOCKWISE = "the encoder attends within blocks of tokens: no scores of each query and key"
@@ -89,7 +90,7 @@ def _attends_locally(attn: str, *, first: bool) -> dict[str, Any]:
     biases += [f"{attn}.global_relative_attention_bias"] if first and sums else []
     biases += [f"{attn}.global_input_layer_norm"] if sums else []
     own: dict[str, Any] = _projections(attn, ("q", "k", "v", "o"))
-    return {"attn": attn, **own, "unnamed": tuple(biases), "notes": kinds}
+    return {"attn": attn, **own, "relative": None, "unnamed": tuple(biases), "notes": kinds}
 
 
 def _switch(config: Any) -> Family:

@@ -73,7 +73,7 @@ def _result_scaled(subject: LensModel) -> AbstractContextManager[None]:
 def _has_result(subject: LensModel) -> bool:
     # Falcon's and MPT's attention with alibi takes the flag and does nothing (docs/findings).
     alibi = subject.family.of(_LAYER).architecture in ("FalconForCausalLM", "MptForCausalLM")
-    return _regular(subject) and not delegates(subject) and not alibi
+    return _stacked(subject) and not delegates(subject) and not alibi
 
 
 def _fault(
@@ -86,9 +86,16 @@ def _regular(subject: LensModel) -> bool:
     return subject.family.regular
 
 
+def _stacked(subject: LensModel) -> bool:
+    """Whether the cache's functions stack heads and neurons: of two stacks they raise
+    (docs/findings/148)."""
+    return _regular(subject) and not subject.family.encoder
+
+
 def _decomposes(subject: LensModel) -> bool:
     fam = subject.family
-    return fam.everywhere("attn_out") and fam.everywhere("mlp_out") and not fam.post_norm
+    whole = fam.everywhere("attn_out") and fam.everywhere("mlp_out")
+    return whole and not fam.post_norm and not fam.encoder
 
 
 def _attributes(subject: LensModel) -> bool:
@@ -104,7 +111,7 @@ FAULTS: tuple[Fault, ...] = (
         "apply_ln_to_stack returns the stack as it is",
         _cached("apply_ln_to_stack", lambda _, __, stack, *args, **more: stack),
         exactly("blocks.0.resid_pre"),
-        lambda s: s.family.transform is None and s.family.head is None,
+        lambda s: s.family.transform is None and s.family.head is None and not s.family.encoder,
     ),
     _fault(
         "decompose_drops_last",
@@ -118,14 +125,14 @@ FAULTS: tuple[Fault, ...] = (
         "stack_head_results gives each head the result of the one before",
         _cached("stack_head_results", _rolled),
         at(*_OUT, layer=0),
-        _regular,
+        _stacked,
     ),
     _fault(
         "neuron_results_reversed",
         "get_neuron_results gives neurons in reverse order: their sum is right",
         _cached("get_neuron_results", _reversed_neurons),
         at("mlp.out", "mlp_out", layer=0),
-        lambda s: _regular(s) and not s.family.of(_LAYER).moe,
+        lambda s: _stacked(s) and not s.family.of(_LAYER).moe,
     ),
     _fault(
         "attribution_of_the_next_token",

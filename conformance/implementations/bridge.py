@@ -86,6 +86,10 @@ class BridgeModel(LensModel):
                 return own, module
         return None
 
+    def attention(self, layer: int) -> Any:
+        part = self._part(layer, "attn") if self.family.encoder else None
+        return super().attention(layer) if part is None else part[1]
+
     def hook(self, usual: str, kind: str, layer: int) -> str:
         usual = super().hook(usual, kind, layer)
         for name in BLOCK_COMPONENTS:

@@ -241,6 +241,10 @@ class LensModel(ABC):
         assert loss is not None
         return logits, loss
 
+    def attention(self, layer: int) -> Any:
+        """The library's component of a layer's attention to its own stack."""
+        return self.model.blocks[layer].attn
+
     @contextlib.contextmanager
     def session(self, *, grad: bool = False) -> Iterator[None]:
         """What every use of :attr:`model` must happen inside: promotion; no graph unless asked."""
