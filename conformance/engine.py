@@ -47,9 +47,6 @@ code_hash()
 code_hashes()
 
 
-_ONE_STACK = "it knows one stack of blocks; this model is an encoder and a decoder"
-
-
 def run_job(job: Job, emit: Emit) -> None:
     """Do one job, sending progress and verdicts through ``emit``.
 
@@ -126,10 +123,6 @@ class Running:
     #: Check -> why the harness could not bring it to its end.
     errors: dict[str, str] = field(default_factory=dict)
 
-    def able(self, context: Context) -> list[Check]:
-        """Those that can judge such a model."""
-        return [c for c in self.checks if c.stacks or not context.reference.family.encoder]
-
     def spend(self, check: Check, since: float) -> None:
         self.seconds[check.name] = self.seconds.get(check.name, 0.0) + time.perf_counter() - since
 
@@ -155,11 +148,6 @@ def _judge(
     )
     tokenizer = load_tokenizer(checkpoint)
     word = None if tokenizer is None else functools.partial(_word, tokenizer)
-    if reference.family.encoder:
-        for check in running.checks:
-            if not check.stacks:
-                check.not_applicable(check.name, _ONE_STACK)
-
     dtypes = ["float64"] if job.model.dtype == "float64" else ["float64", job.model.dtype]
     for dtype in dtypes:
         subject = load(job, checkpoint, reference, DTYPES[dtype], progress)
@@ -245,7 +233,7 @@ def _left_out(check: Check, reference: Reference) -> dict[str, Any]:
 
 def read_weights(running: Running, context: Context) -> None:
     """Let the checks that compare loaded weights do so."""
-    checks = [c for c in running.able(context) if c.reads_weights]
+    checks = [c for c in running.checks if c.reads_weights]
     if not checks:
         return
     context.parameters = context.reference.parameters()
@@ -269,7 +257,7 @@ def _of_reference(check: Check, reference: Reference) -> dict[str, Any]:
 
 def run_checks(running: Running, context: Context, progress: Callable[[str], None]) -> None:
     """Let the checks that make runs of their own do so. One that fails does not stop the next."""
-    for check in running.able(context):
+    for check in running.checks:
         if not check.runs:
             continue
         progress(f"{context.subject.name}: {check.name}")
@@ -312,7 +300,7 @@ def run_passes(
     processed: BaseException | bool = False
     unprocessed = refused(context.subject)
     for run in passes:
-        readers = [c for c in running.able(context) if c.wants(run)]
+        readers = [c for c in running.checks if c.wants(run)]
         if not readers:
             continue
         if run.mode == "processed" and unprocessed:

@@ -27,7 +27,6 @@ class Activations(Check):
     """
 
     name: ClassVar[str] = "activations"
-    stacks: ClassVar[bool] = True
     modes: ClassVar[frozenset[PassMode]] = frozenset({"plain"})
 
     def __init__(self) -> None:

@@ -106,8 +106,6 @@ class Check(ABC):
     reads_weights: ClassVar[bool] = False
     #: Whether it makes runs of its own (:meth:`exact`).
     runs: ClassVar[bool] = False
-    #: Whether it can judge an encoder and a decoder, or knows one stack of blocks.
-    stacks: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.comparisons: list[Comparison] = []

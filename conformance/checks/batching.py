@@ -37,7 +37,6 @@ class Batching(Check):
 
     name: ClassVar[str] = "batching"
     runs: ClassVar[bool] = True
-    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         self.metrics.update(context.scope.said())

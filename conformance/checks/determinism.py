@@ -35,7 +35,6 @@ class Determinism(Check):
     port loaded anew. Parameters, buffers, hooks, modes and configuration stay as they were."""
 
     name: ClassVar[str] = "determinism"
-    stacks: ClassVar[bool] = True
     runs: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:

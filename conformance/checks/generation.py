@@ -79,7 +79,6 @@ class Generation(Check):
 
     name: ClassVar[str] = "generation"
     runs: ClassVar[bool] = True
-    stacks: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -64,7 +64,6 @@ class Gradients(Check):
 
     name: ClassVar[str] = "gradients"
     runs: ClassVar[bool] = True
-    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         subject, scope = context.subject, context.scope

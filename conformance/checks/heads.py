@@ -36,7 +36,6 @@ class Heads(Check):
 
     name: ClassVar[str] = "heads"
     runs: ClassVar[bool] = True
-    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         fam = context.reference.family

@@ -46,7 +46,6 @@ class Hooks(Check):
 
     name: ClassVar[str] = "hooks"
     runs: ClassVar[bool] = True
-    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         subject = context.subject

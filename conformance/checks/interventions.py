@@ -27,7 +27,6 @@ class Interventions(Check):
     """
 
     name: ClassVar[str] = "interventions"
-    stacks: ClassVar[bool] = True
     runs: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:

@@ -29,7 +29,6 @@ class Lens(Check):
 
     name: ClassVar[str] = "lens"
     runs: ClassVar[bool] = True
-    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         self.metrics.update(context.scope.said())

@@ -25,7 +25,6 @@ class Logits(Check):
     """
 
     name: ClassVar[str] = "logits"
-    stacks: ClassVar[bool] = True
     modes: ClassVar[frozenset[PassMode]] = frozenset({"plain", "processed"})
 
     def __init__(self) -> None:

@@ -26,7 +26,6 @@ class Loss(Check):
     """
 
     name: ClassVar[str] = "loss"
-    stacks: ClassVar[bool] = True
     modes: ClassVar[frozenset[PassMode]] = frozenset({"plain"})
 
     def wants(self, run: Pass) -> bool:

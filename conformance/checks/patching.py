@@ -54,7 +54,6 @@ class Patching(Check):
 
     name: ClassVar[str] = "patching"
     runs: ClassVar[bool] = True
-    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         try:

@@ -46,7 +46,6 @@ class Patterns(Check):
 
     name: ClassVar[str] = "patterns"
     runs: ClassVar[bool] = True
-    stacks: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         from conformance.diagnose.evidence import Weights

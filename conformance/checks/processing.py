@@ -61,7 +61,6 @@ class Processing(Check):
 
     name: ClassVar[str] = "processing"
     runs: ClassVar[bool] = True
-    stacks: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()

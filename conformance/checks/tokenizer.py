@@ -27,7 +27,6 @@ class Tokenizer(Check):
     """Ids, strings, single tokens, padding, truncation and special ids."""
 
     name: ClassVar[str] = "tokenizer"
-    stacks: ClassVar[bool] = True
     runs: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:

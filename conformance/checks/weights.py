@@ -29,7 +29,6 @@ class Weights(Check):
     """Weights equal the checkpoint's, in every view of the port."""
 
     name: ClassVar[str] = "weights"
-    stacks: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = True
 
     def weights(self, context: Context) -> Iterable[Comparison]:

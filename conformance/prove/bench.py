@@ -227,20 +227,13 @@ class Bench:
         Nothing is proven where the check that alone can see the fault fails without it, or does
         not look.
         """
-        if fault.needs is not None and not self._applies(fault.needs):
+        if fault.needs is not None and fault.needs not in CHECKS:
             return False
         if fault.corrupt is not None and len(self.processed) < len({"float64", self.used_dtype}):
             return False
         if fault.dtypes is not None and self.used_dtype not in fault.dtypes:
             return False
         return fault.fits(self.exact) and not self._fails_anyway(fault)
-
-    def _applies(self, check: str) -> bool:
-        from conformance.checks import registry
-
-        if check not in CHECKS:
-            return False
-        return registry()[check].stacks or not self.reference.family.encoder
 
     def _fails_anyway(self, fault: Fault) -> bool:
         """Whether the check compares nothing at the fault's sites that holds without the fault."""
