@@ -265,3 +265,37 @@ def test_a_weight_that_is_a_multiple() -> None:
     spot = matrix(w, 2 * w, ("d_model", "d_mlp"))
     assert spot.sentence == "every element; it is 2 times the checkpoint's"
     assert spot.rows is None
+
+
+#: On two stacks hooks are wrong without a fault (docs/findings/004): these come besides.
+CROSSED = (
+    ("cross_attn_out_scaled", "blocks.2.cross_attn_out", "output projection of attention to the"),
+    ("cross_values_of_next_head", "blocks.2.cross_attn.v", "value projection of the encoder's"),
+)
+
+
+@pytest.mark.parametrize(("fault", "site", "part"), CROSSED)
+def test_attention_to_an_encoder(fault: str, site: str, part: str, twin_cache: Path) -> None:
+    finding = located("m2m100", fault, twin_cache)
+    told = {other.site: other.part for other in (finding.location, *finding.others)}
+    assert site in told
+    assert told[site].startswith(part)
+
+
+def test_what_a_decoder_site_is_computed_from(twin_cache: Path) -> None:
+    from explained import ported
+
+    from conformance.explain.localize import Localizer
+    from conformance.explain.survey import Survey
+
+    port = ported("mbart", twin_cache)
+    localizer = Localizer(Survey(port.reference, port.exact))
+    shown, first = set(port.exact.expected_hooks()[0]), port.exact.family.encoder
+    before = {
+        site: localizer._before(f"blocks.{first}.{site}", shown, forced=False)
+        for site in ("resid_pre", "cross_attn.k", "ln_cross", "ln2")
+    }
+    assert before["resid_pre"] == {"embed", "pos_embed"}, "not the encoder's last layer"
+    assert before["cross_attn.k"] == {"ln_encoder"}
+    assert before["ln_cross"] == {f"blocks.{first}.resid_mid"}
+    assert f"blocks.{first}.resid_cross" in before["ln2"]

@@ -52,7 +52,7 @@ _FROM: Mapping[str, tuple[str, ...]] = {
     "mlp_out": ("mlp.router_logits", "mlp.post", "mlp.out"),
     "resid_mid": ("attn_out",),
     "resid_cross": ("cross_attn_out",),
-    "resid_post": ("attn_out", "resid_mid", "resid_cross", "mlp_out"),
+    "resid_post": ("attn_out", "resid_mid", "cross_attn_out", "resid_cross", "mlp_out"),
 }
 
 #: The same across components, for an ordinary pass.
