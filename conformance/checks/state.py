@@ -50,7 +50,7 @@ class State:
     @classmethod
     def of(cls, subject: LensModel) -> State:
         model = subject.model
-        modules = _modules(model)
+        modules = {_counted_together(n, subject): m for n, m in _modules(model).items()}
         held: dict[str, Any] = {}
         for name, module in modules.items():
             for part, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -107,16 +107,34 @@ def hooks_of(subject: LensModel) -> dict[str, int]:
 def _modules(model: Any) -> dict[str, torch.nn.Module]:
     """Every module once, under the name that its users know it by.
 
-    A bridge keeps its HuggingFace model apart, and its own modules inside that one, too.
+    A bridge keeps its HuggingFace model apart, and its own modules inside that one, too: there a
+    module of two stacks may have a shorter name, which users do not know.
     """
+
+    def rank(name: str) -> tuple[bool, int]:
+        return not name.startswith(_STACKS) or "_original_component" in name, len(name)
+
     names: dict[int, str] = {}
     modules: dict[int, torch.nn.Module] = {}
     for root in (model, getattr(model, "original_model", model)):
         for name, module in root.named_modules(remove_duplicate=False):
-            if len(name) < len(names.setdefault(id(module), name)):
+            if rank(name) < rank(names.setdefault(id(module), name)):
                 names[id(module)] = name
             modules[id(module)] = module
     return {names[key]: module for key, module in modules.items()}
+
+
+#: What a bridge calls the blocks of two stacks.
+_STACKS = ("encoder_blocks.", "decoder_blocks.")
+
+
+def _counted_together(name: str, subject: LensModel) -> str:
+    """A module's name as sites have it: the layers of both stacks counted together."""
+    if not name.startswith(_STACKS):
+        return name
+    stack, layer, *rest = name.split(".")
+    first = 0 if stack.startswith("encoder") else subject.family.encoder
+    return ".".join(("blocks", str(first + int(layer)), *rest)) if layer.isdigit() else name
 
 
 def _hash(tensor: torch.Tensor) -> str:
