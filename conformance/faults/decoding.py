@@ -73,8 +73,11 @@ _SINGLY: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDicti
 def _decodes_singly(subject: LensModel) -> bool:
     """Whether generation with a cache gives the model one token at a time.
 
-    Some bridges keep no cache, whatever they are asked, and run the whole sequence again.
+    Some bridges keep no cache, whatever they are asked, and run the whole sequence again: all of
+    two stacks do.
     """
+    if subject.family.encoder:
+        return False
     model: Any = subject.model
     if model not in _SINGLY:
         widths: list[int] = []
@@ -83,7 +86,7 @@ def _decodes_singly(subject: LensModel) -> bool:
             widths.append(tensor.shape[1])
 
         tokens = torch.zeros(1, 3, dtype=torch.long)
-        (site,) = _steered(subject)
+        site, *_ = _steered(subject)
         hooks = [(subject.expected_hooks()[0].get(site, site), look)]
         options = {"stop_at_eos": False, "prepend_bos": False, "verbose": False}
         with contextlib.suppress(Exception), subject.session(), model.hooks(fwd_hooks=hooks):
@@ -215,7 +218,7 @@ def _fault(
 
 
 def _own_attention(subject: LensModel) -> bool:
-    return attends(subject) and not delegates(subject)
+    return attends(subject) and not delegates(subject) and not _two_stacks(subject)
 
 
 #: Of a decoder that attends to an encoder.
@@ -273,7 +276,7 @@ FAULTS: tuple[Fault, ...] = (
         "hooks act on the prompt and on no token after it",
         _hooks_at_prefill_only,
         _steered,
-        _decodes_singly,
+        lambda s: _two_stacks(s) or _decodes_singly(s),
     ),
     _fault(
         "generation_sees_padding",

@@ -17,6 +17,7 @@ from conformance.faults.inject import (
     delegates,
     during,
     edited,
+    named,
     original,
     overwritten,
     replaced_by,
@@ -279,7 +280,7 @@ def _permutes(subject: LensModel) -> bool:
         return False
     biased = [
         n
-        for n, t in subject.named_weights().items()
+        for n, t in named(subject).items()
         if n.startswith(f"{_PRE}.attn.")
         and n[-3:] in ("b_Q", "b_K", "b_V")
         and bool((t != 0).any())

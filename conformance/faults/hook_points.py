@@ -217,7 +217,12 @@ FAULTS: tuple[Fault, ...] = (
     _fault("hook_shown_flat", "a hook sees [batch pos, d_model]", lambda s: _adding(s, _flat)),
     _fault("hook_rounds", "what a hook returns is rounded", lambda s: _adding(s, _rounded)),
     _fault("hook_gradient_doubled", "a gradient shown twofold", lambda s: _adding(s, _doubled)),
-    _fault("hook_overwritten", "what was shown is overwritten later", _overwritten),
+    _fault(
+        "hook_overwritten",
+        "what was shown is overwritten later",
+        _overwritten,
+        applies=lambda s: exposed(s, "ln_final"),
+    ),
     _fault("hook_late", "a hook fires late", _late, _START, _between),
     Fault(
         "fork_after_norm",

@@ -222,7 +222,7 @@ def after_processing(
         right = subject.process_weights
 
         def wrong(flags: Mapping[str, bool] | None = None) -> None:
-            before = {name: t.clone() for name, t in _named_before(subject).items()}
+            before = {name: t.clone() for name, t in named_before(subject).items()}
             right(flags)
             with torch.no_grad():
                 corrupt(subject, before)
@@ -236,7 +236,7 @@ def after_processing(
     return apply
 
 
-def _named_before(subject: LensModel) -> dict[str, torch.Tensor]:
+def named_before(subject: LensModel) -> dict[str, torch.Tensor]:
     """The weights by name; gains of norms whatever else the port can tell."""
     norms = {n: norm(subject, n) for n in ("ln_final", f"{_PRE}.ln1", f"{_PRE}.ln2")}
     gains = {f"{n}.w": norm_weight(module) for n, module in norms.items() if module is not None}
@@ -256,7 +256,7 @@ def has_gain(name: str) -> Callable[[LensModel], bool]:
     def applies(subject: LensModel) -> bool:
         if refused(subject) or declined(subject, "fold_ln"):
             return False
-        weights = _named_before(subject)
+        weights = named_before(subject)
         return name in weights and bool((_gain(subject, weights, name) != 1).any())
 
     return applies

@@ -146,7 +146,8 @@ def _untied(subject: LensModel) -> Iterator[None]:
 
 
 def _tied(subject: LensModel) -> bool:
-    head, table = original(subject.components()["unembed"]), original(subject.model.embed)
+    head = original(subject.components()["unembed"])
+    table = original(getattr(subject.model, "embed", None))
     return getattr(head, "weight", None) is getattr(table, "weight", object())
 
 

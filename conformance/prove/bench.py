@@ -264,12 +264,14 @@ class Bench:
         """The port with weights that were processed rightly and then corrupted."""
         import torch
 
+        from conformance.faults.weights import named_before
+
         assert fault.corrupt is not None
         subject = self.processed[dtype]
         before = self.exact if dtype == "float64" else self.used
         with restored(subject):
             with torch.no_grad():
-                fault.corrupt(subject, before.named_weights())
+                fault.corrupt(subject, named_before(before))
             yield subject
 
     def _settled(self, fault: Fault, found: Found) -> bool:
