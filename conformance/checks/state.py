@@ -50,7 +50,7 @@ class State:
     @classmethod
     def of(cls, subject: LensModel) -> State:
         model = subject.model
-        modules = {_counted_together(n, subject): m for n, m in _modules(model).items()}
+        modules = _by_component(_modules(model), subject)
         held: dict[str, Any] = {}
         for name, module in modules.items():
             for part, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -128,13 +128,25 @@ def _modules(model: Any) -> dict[str, torch.nn.Module]:
 _STACKS = ("encoder_blocks.", "decoder_blocks.")
 
 
-def _counted_together(name: str, subject: LensModel) -> str:
-    """A module's name as sites have it: the layers of both stacks counted together."""
-    if not name.startswith(_STACKS):
+def _by_component(
+    modules: Mapping[str, torch.nn.Module], subject: LensModel
+) -> dict[str, torch.nn.Module]:
+    """Modules of two stacks by the names that sites have: layers of both are counted together."""
+    if not subject.family.encoder:
+        return dict(modules)
+    known = {id(module): name for name, module in subject.components().items()}
+
+    def told(name: str) -> str:
+        above, _, rest = name, "", ""
+        while above:
+            found = known.get(id(modules.get(above)))
+            if found is not None:
+                return f"{found}.{rest}" if rest else found
+            above, _, last = above.rpartition(".")
+            rest = f"{last}.{rest}" if rest else last
         return name
-    stack, layer, *rest = name.split(".")
-    first = 0 if stack.startswith("encoder") else subject.family.encoder
-    return ".".join(("blocks", str(first + int(layer)), *rest)) if layer.isdigit() else name
+
+    return {told(name): module for name, module in modules.items()}
 
 
 def _hash(tensor: torch.Tensor) -> str:

@@ -429,7 +429,8 @@ FAULTS: tuple[Fault, ...] = (
         # Keys that are padding: masked, although not in the future.
         _reveals(lambda distance: distance >= 0),
         lambda s: (f"blocks.{_LAYER}.attn.pattern",),
-        lambda s: not alibi(s) and s.dims.windows[_LAYER] is None,
+        # A decoder with an encoder sees its own padding.
+        lambda s: not alibi(s) and s.dims.windows[_LAYER] is None and not s.family.of(_LAYER).cross,
     ),
     Fault(
         "window_one_too_wide",

@@ -130,7 +130,8 @@ def attention(subject: LensModel, layer: int) -> Any:
 
     None in a block that has none.
     """
-    return getattr(block(subject, layer), "attn", None)
+    own = getattr(block(subject, layer), "attn", None)
+    return own if own is not None else subject.components().get(f"blocks.{layer}.attn")
 
 
 def attends(subject: LensModel) -> bool:

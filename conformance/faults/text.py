@@ -126,6 +126,7 @@ def _fault(
     apply: Callable[[LensModel], AbstractContextManager[object]],
     site: str = "to_tokens",
     applies: Callable[[LensModel], bool] = _has_tokenizer,
+    part: str | None = None,
 ) -> Fault:
     return Fault(
         name,
@@ -135,6 +136,7 @@ def _fault(
         exactly(site),
         applies,
         needs="tokenizer",
+        part=part,
     )
 
 
@@ -142,7 +144,12 @@ FAULTS: tuple[Fault, ...] = (
     _fault("bos_dropped", "no BOS token where one is asked for", _to_tokens(_bos_dropped)),
     _fault("bos_doubled", "two BOS tokens", _to_tokens(_bos_doubled)),
     _fault("padding_side_flipped", "batches padded on the other side", _to_tokens(_sides_flipped)),
-    _fault("truncated_early", "a long text is cut one token early", _to_tokens(_cut_early)),
+    _fault(
+        "truncated_early",
+        "a long text is cut one token early",
+        _to_tokens(_cut_early),
+        part="truncation",
+    ),
     _fault("leading_space_lost", "spaces before a text are lost", _to_tokens(_stripped)),
     _fault(
         "padding_side_left_behind",

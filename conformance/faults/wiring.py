@@ -258,7 +258,11 @@ FAULTS: tuple[Fault, ...] = (
         "wiring",
         "attention and MLP read the same stream",
         _parallel,
-        lambda s: (f"{_PRE}.resid_mid", f"{_PRE}.ln2"),
+        lambda s: (
+            f"{_PRE}.resid_mid",
+            *([f"{_PRE}.resid_cross"] if s.family.of(_LAYER).cross else []),
+            f"{_PRE}.ln2",
+        ),
         lambda s: not s.family.of(_LAYER).parallel and has_norm(f"{_PRE}.ln2")(s),
     ),
     Fault(
