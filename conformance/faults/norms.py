@@ -150,11 +150,15 @@ def _other_centring(y: torch.Tensor, x: torch.Tensor, module: Any) -> torch.Tens
     return y + (delta if w is None else delta * norm_effective(module, w))
 
 
+#: What names of HuggingFace's norms begin with that multiply by 1 + their weight.
+_OFFSET = ("Gemma", "Qwen3Next", "Qwen3_5")
+
+
 def weight_is_offset(module: Any) -> bool:
     """Whether a norm multiplies by 1 + its weight."""
     says = getattr(module, "uses_weight_offset", None)
     if says is None:  # a 3.x bridge does not say; the class that it wraps does
-        return "Gemma" in type(original(module)).__name__
+        return any(name in type(original(module)).__name__ for name in _OFFSET)
     return bool(says)
 
 

@@ -96,7 +96,10 @@ def _scaled(subject: LensModel) -> float | None:
         scaled = getattr(cfg, "use_NTK_by_parts_rope", False) or getattr(
             cfg, "use_yarn_rope", False
         )
-        return float(cfg.rotary_base) if scaled else None
+        # Scaling may spare local layers (Olmo 3).
+        spared = getattr(cfg, "yarn_global_attn_only", False)
+        local = spared and subject.dims.windows[_LAYER] is not None
+        return float(cfg.rotary_base) if scaled and not local else None
     parameters = getattr(cfg, "rope_parameters", None) or {}
     if parameters.get("rope_type", "default") == "default" or "rope_theta" not in parameters:
         return None
