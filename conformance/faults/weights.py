@@ -250,12 +250,9 @@ def _gain(subject: LensModel, before: dict[str, torch.Tensor], name: str) -> tor
 
 
 def has_gain(name: str) -> Callable[[LensModel], bool]:
-    """Whether the norm scales at all, and is folded: HookedTransformer holds ones where a model
-    has no weight."""
+    """Whether the norm scales at all: HookedTransformer holds ones where a model has no weight."""
 
     def applies(subject: LensModel) -> bool:
-        if refused(subject) or declined(subject, "fold_ln"):
-            return False
         weights = named_before(subject)
         return name in weights and bool((_gain(subject, weights, name) != 1).any())
 
