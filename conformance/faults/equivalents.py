@@ -172,7 +172,8 @@ def _fused_qkv(subject: LensModel) -> Iterator[None]:
 def _splits(subject: LensModel) -> bool:
     part = attention(subject, _LAYER)
     inner = [original(getattr(part, n, None)) for n in "qkv"]
-    return all(isinstance(m, torch.nn.Linear) for m in inner)
+    once = "attn.k" not in subject.family.absent(_LAYER)  # LongT5 projects sums of blocks, too
+    return once and all(isinstance(m, torch.nn.Linear) for m in inner)
 
 
 def _online(x: torch.Tensor) -> torch.Tensor:
