@@ -156,7 +156,9 @@ def header(spec: Spec, command: Sequence[str], dtype: str | None = None) -> Head
 def file_name(text: str) -> str:
     """A name for a file of any system; another one for another text."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", text)
-    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    if plain == text and plain.strip("."):  # "." and ".." are folders
+        return plain
+    return f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def now() -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from made_runs import verdict
 from twins import huggingface, judge, twin_model
@@ -261,6 +261,7 @@ def test_a_sample_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.text(max_size=8), unique=True, max_size=6))
+@example([".", ".."])
 def test_files_of_different_names_differ(names: list[str]) -> None:
     files = [file_name(name) for name in names]
     assert len(set(files)) == len(names)
