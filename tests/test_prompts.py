@@ -160,3 +160,22 @@ def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ImplementationError, match="'fifteen'") as caught:
         build(DIMS, None, ("one", "fifteen"))
     assert "sixteen" in caught.value.hint
+
+
+@pytest.mark.parametrize(("twin", "pad"), [("roberta", 1), ("m2m100", 0), ("gpt2", 0)])
+def test_batches_are_filled_with_what_positions_are_counted_by(twin: str, pad: int) -> None:
+    from conformance.checkpoints.shrink import shrink
+    from conformance.checkpoints.twin_catalogue import TWINS
+    from conformance.experiments.batching import padded
+    from conformance.families import dims
+
+    config = shrink(TWINS[twin].model_type, TWINS[twin].config)
+    sizes = dims(config)
+    assert sizes.pad == pad
+    assert twin == "gpt2" or sizes.pad == config.pad_token_id
+    for prompt in (
+        built(sizes)["padded_left"],
+        padded([torch.ones(3), torch.ones(5)], "left", pad),
+    ):
+        assert prompt.mask is not None
+        assert set(prompt.tokens[prompt.mask == 0].tolist()) == {pad}
