@@ -43,11 +43,15 @@ class _BridgeDecoder(Decoder):
         self._model, self._cache = model, None
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        options: dict[str, Any] = {"use_past_kv_cache": True}
+        return self._called(tokens)
+
+    def _called(self, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
         if self._cache is not None:
             options["past_key_values"] = self._cache
         logits: torch.Tensor
-        logits, self._cache = self._model(tokens, return_type="logits_and_cache", **options)
+        logits, self._cache = self._model(
+            tokens, return_type="logits_and_cache", use_past_kv_cache=True, **options
+        )
         return logits
 
     @property
@@ -66,12 +70,7 @@ class _TwoStacks(_BridgeDecoder):
         self._tokens, self._encoder = tokens, encoder
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        options: dict[str, Any] = {"use_past_kv_cache": True, "decoder_input_ids": tokens}
-        if self._cache is not None:
-            options["past_key_values"] = self._cache
-        logits: torch.Tensor
-        logits, self._cache = self._model(self._tokens, return_type="logits_and_cache", **options)
-        return logits
+        return self._called(self._tokens, decoder_input_ids=tokens)
 
     def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         cache: Any = self._cache
