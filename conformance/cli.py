@@ -307,9 +307,16 @@ def prove(
     cover: Annotated[
         int | None,
         typer.Option(
-            metavar="K", help="Each fault in K ports only, those first that differ most.", min=1
+            metavar="K",
+            help="Each fault in K ports only, those first that differ most. "
+            "2 where no --model and no --fault is given.",
+            min=1,
         ),
     ] = None,
+    every: Annotated[
+        bool,
+        typer.Option("--every", help="Each fault in every port it applies to: an hour or more."),
+    ] = False,
     causes: Annotated[
         bool,
         typer.Option("--causes", help="Diagnose the faults instead: is the right cause named?"),
@@ -321,17 +328,17 @@ def prove(
     from conformance.checkpoints import cache_dir
     from conformance.prove.causes import run as run_causes
     from conformance.prove.command import run as run_proofs
+    from conformance.prove.cover import PORTS_EACH
     from conformance.selection import with_dtype
     from conformance.spec import load_spec
 
-    if causes and (cover or seeds > 1):
-        _fail(
-            ConformanceError(
-                "--causes diagnoses every fault in every port, with no --cover and no --seeds",
-                "narrow it with --model, --subject or --fault",
-            )
-        )
-    run = run_causes if causes else functools.partial(run_proofs, seeds=seeds, cover=cover)
+    if every and cover:
+        _fail(ConformanceError("--every leaves no port out, --cover does", "give one of them"))
+    if causes and seeds > 1:
+        _fail(ConformanceError("--causes puts faults in, --seeds judges ports without", "give one"))
+    if not (model or fault or every or cover):
+        cover = PORTS_EACH
+    run = run_causes if causes else functools.partial(run_proofs, seeds=seeds)
     try:
         status = run(
             with_dtype(load_spec(models), dtype),
@@ -342,7 +349,9 @@ def prove(
             cache=cache_dir(),
             workers=workers,
             console=Console(highlight=False),
+            cover=cover,
             command=sys.argv,
+            dtype=dtype,
         )
     except ConformanceError as error:
         _fail(error)

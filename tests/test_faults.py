@@ -401,3 +401,22 @@ def test_what_would_change_nothing_is_not_put_in(
     from conformance.faults import CATALOGUE
 
     assert not CATALOGUE[name].fits(ported(twin, cache).exact), why
+
+
+def test_another_base_is_another_base_far_out_too() -> None:
+    """A cause is named to 1e-12 (SAME_FUNCTION_FLOOR): a fault must be what it says to less."""
+    import torch
+
+    from conformance.faults.tables import based
+
+    positions = torch.arange(4096, dtype=torch.float64)[:, None]
+
+    def table(base: float) -> tuple[torch.Tensor, torch.Tensor]:
+        turns = positions * base ** (-torch.arange(0, 10, 2, dtype=torch.float64) / 10)
+        turns = torch.cat([turns, turns], dim=-1)
+        return turns.cos(), turns.sin()
+
+    changed = based(1.01)(*table(10000.0))
+    # Angles of up to 4096 are themselves rounded to 4096 * 2^-53 = 5e-13.
+    for found, right in zip(changed, table(10100.0), strict=True):
+        torch.testing.assert_close(found, right, rtol=0, atol=1e-12)

@@ -73,7 +73,14 @@ def test_faults_are_diagnosed_and_written(
     assert told[0]["causes"][0][0] == "norm_eps"
 
 
-def test_options_that_do_not_go_together_are_told() -> None:
-    result = CliRunner().invoke(app, ["prove", "--causes", "--cover", "1"])
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--causes", "--seeds", "2"), "--seeds judges ports without"),
+        (("--every", "--cover", "1"), "--every leaves no port out"),
+    ],
+)
+def test_options_that_do_not_go_together_are_told(args: tuple[str, ...], said: str) -> None:
+    result = CliRunner().invoke(app, ["prove", *args])
     assert result.exit_code == 2
-    assert "no --cover and no --seeds" in " ".join(result.output.split())
+    assert said in " ".join(result.output.split())

@@ -217,6 +217,11 @@ class Patient:
         )
 
 
+def diagnosable(fault: Fault) -> bool:
+    """Whether a fault changes what a forward pass shows, weights unprocessed."""
+    return fault.kind == "fault" and not fault.processed and fault.needs is None
+
+
 def score(
     model: ModelSpec,
     subject: str,
@@ -227,10 +232,9 @@ def score(
 ) -> Iterator[Scored]:
     """Diagnose every fault that applies to one port of one twin.
 
-    Faults that corrupt weight processing, or that no forward pass shows, are left out.
+    Those that are not :func:`diagnosable` are left out.
     """
     patient = Patient.load(model, subject, cache, loader=loader)
     for fault in faults:
-        shown = fault.kind == "fault" and not fault.processed and fault.needs is None
-        if shown and fault.fits(patient.subject):
+        if diagnosable(fault) and fault.fits(patient.subject):
             yield patient.score(fault)

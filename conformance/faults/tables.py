@@ -61,11 +61,21 @@ def retabled(
     if float(slowest) <= 0:
         return cos, sin
     positions = (turns[..., _SLOWEST:].angle() / slowest).round()
+    frequencies = _sharpened(turns, positions, frequencies)
     turned = torch.polar(turns.abs(), angles(positions, frequencies).expand_as(turns.abs()))
     return (
         _spread(turned.real, layout).to(cos.dtype),
         _spread(turned.imag, layout).to(sin.dtype),
     )
+
+
+def _sharpened(
+    turns: torch.Tensor, positions: torch.Tensor, frequencies: torch.Tensor
+) -> torch.Tensor:
+    """Frequencies by the farthest position, where what a step leaves uncertain has added up."""
+    over = (turns * torch.polar(torch.ones_like(turns.abs()), -positions * frequencies)).angle()
+    farthest = positions.reshape(-1).argmax()
+    return frequencies + over.reshape(-1, over.shape[-1])[farthest] / positions.amax()
 
 
 def shifted(by: int) -> Retable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from conformance.errors import ConformanceError, ImplementationError, NotApplicable, RecordsError
 from conformance.prove.command import Task, outcomes, tasks
+from conformance.prove.cover import Cover
 from conformance.records import Footer, to_json
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ class Told:
 class Heard:
     """What came of one port."""
 
-    name: str
+    model: str
+    subject: str
     told: tuple[Told, ...] = ()
     skipped: str = ""
     error: str = ""
@@ -69,13 +72,14 @@ class Heard:
 
     def line(self) -> str:
         """For the terminal."""
+        name = f"{self.model} {self.subject}"
         if self.skipped or self.error:
-            return f"{self.name}: {self.skipped or self.error}"
+            return f"{name}: {self.skipped or self.error}"
         formulas = [t for t in self.told if t.formula]
         bad = [t.fault for t in self.told if not t.good]
         said = f"{sum(t.named for t in formulas)} of {len(formulas)} causes named"
         said += f", NOT AS IT MUST: {', '.join(bad)}" if bad else ""
-        return f"{self.name}: {said} ({self.seconds:.0f} s)"
+        return f"{name}: {said} ({self.seconds:.0f} s)"
 
 
 def work(task: Task) -> Heard:
@@ -84,7 +88,8 @@ def work(task: Task) -> Heard:
     from conformance.prove.ports import catalogue
 
     logging.disable(logging.WARNING)
-    name, since = f"{task.model.id} {task.subject}", time.perf_counter()
+    heard = functools.partial(Heard, task.model.id, task.subject)
+    since = time.perf_counter()
     told = []
     try:
         with warnings.catch_warnings():
@@ -94,10 +99,10 @@ def work(task: Task) -> Heard:
             for s in score(task.model, task.subject, faults, cache=cache, loader=task.loader):
                 told.append(Told(model=task.model.id, subject=task.subject, **asdict(s)))
     except (NotApplicable, ImplementationError) as error:
-        return Heard(name, skipped=f"not judged: {error.message}")
+        return heard(skipped=f"not judged: {error.message}")
     except Exception as error:
-        return Heard(name, error=f"{type(error).__name__}: {error}")
-    return Heard(name, tuple(told), seconds=time.perf_counter() - since)
+        return heard(error=f"{type(error).__name__}: {error}")
+    return heard(tuple(told), seconds=time.perf_counter() - since)
 
 
 def run(
@@ -110,9 +115,15 @@ def run(
     cache: Path,
     workers: int,
     console: Console,
+    cover: int | None = None,
     command: Sequence[str] = (),
+    dtype: str | None = None,
 ) -> int:
     """Diagnose, write ``causes.jsonl`` as results arrive, print what they add up to.
+
+    Args:
+        cover: in how many ports each fault is put; None for every port that it applies to.
+        dtype: the one that every model is run in; None where each is in its own. For the file.
 
     Returns:
         0 if at least :data:`SHARE` of the causes were named and no wrong one was; 1 if not; 3 if
@@ -121,11 +132,13 @@ def run(
     Raises:
         ConformanceError: the options name nothing, or the file cannot be written.
     """
+    from conformance.diagnose.score import diagnosable
     from conformance.prove.ports import catalogue
     from conformance.recorder import header, now
 
-    catalogue(faults)
+    entries = [f for f in catalogue(faults) if diagnosable(f)]
     todo = tasks(spec, models, subjects, faults, cache)
+    covering = Cover(todo[::-1], entries, cover) if cover else None
     began, told, errors = time.monotonic(), list[Told](), 0
     path = out / FILE_NAME
     try:
@@ -138,12 +151,16 @@ def run(
         console.print(f"{task.model.id} {task.subject}: begun", markup=False, soft_wrap=True)
 
     with stream:
-        stream.write(to_json(header(spec, command)) + "\n")
-        for number, heard in enumerate(outcomes(todo, workers, started, work), 1):
+        stream.write(to_json(header(spec, command, dtype)) + "\n")
+        for number, heard in enumerate(outcomes(covering or todo, workers, started, work), 1):
             for one in heard.told:
                 stream.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
             stream.flush()
             told.extend(heard.told)
+            if covering:
+                covering.add(
+                    heard.model, heard.subject, [t.fault for t in heard.told], ran=bool(heard.told)
+                )
             errors += bool(heard.error)
             console.print(f"[{number}/{len(todo)}] {heard.line()}", markup=False, soft_wrap=True)
         status = 3 if errors else int(not enough(told))
@@ -159,7 +176,7 @@ def run(
             )
             + "\n"
         )
-    for line in summary(told):
+    for line in [*summary(told), *(covering.said() if covering else [])]:
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"records: {path}", markup=False, soft_wrap=True)
     return status

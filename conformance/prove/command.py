@@ -64,6 +64,11 @@ class Outcome:
     skipped: str = ""
     error: str = ""
 
+    @property
+    def put_in(self) -> tuple[str, ...]:
+        """The faults that could be put in."""
+        return tuple(p.fault for p in self.proofs if p.kind != "unfaulted" and not p.note)
+
 
 def work(task: Task) -> Outcome:
     """Prove every fault on one port. Runs in a worker process."""
@@ -206,12 +211,14 @@ def run(
     seeds: int = 1,
     cover: int | None = None,
     command: Sequence[str] = (),
+    dtype: str | None = None,
 ) -> int:
     """Prove, write ``prove.jsonl`` as results arrive, print the table.
 
     Args:
         seeds: how many twins of each kind the unfaulted ports are judged on.
         cover: in how many ports each fault is put; None for every port that it applies to.
+        dtype: the one that every model is run in; None where each is in its own. For the file.
 
     Returns:
         0 if every fault was caught and nothing equivalent was flagged, nor any port unfaulted that
@@ -227,7 +234,8 @@ def run(
     catalogue(faults)
     todo = tasks(spec, models, subjects, faults, cache, seeds)
     entries = catalogue(faults)
-    covering = Cover(todo, entries, cover) if cover else None
+    # Ports come with the longest first; of two that bring as much, the shorter will do.
+    covering = Cover(todo[::-1], entries, cover) if cover else None
     began = time.monotonic()
     proofs: list[Proof] = []
     errors: list[Outcome] = []
@@ -238,7 +246,7 @@ def run(
     except OSError as error:
         raise RecordsError(f"{path}: {error.strerror}", "give another --out") from error
     with stream:
-        stream.write(to_json(header(spec, command)) + "\n")
+        stream.write(to_json(header(spec, command, dtype)) + "\n")
         ports = sum(task.seed is None for task in todo)
         each = f", each in {cover} ports" if cover else ""
         console.print(
@@ -251,7 +259,8 @@ def run(
         for number, outcome in enumerate(outcomes(covering or todo, workers, started, work), 1):
             proofs.extend(outcome.proofs)
             if covering:
-                covering.add(outcome)
+                ran = bool(outcome.proofs)
+                covering.add(outcome.model, outcome.subject, outcome.put_in, ran=ran)
             for proof in outcome.proofs:
                 stream.write(proof.to_json() + "\n")
             stream.flush()

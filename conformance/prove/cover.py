@@ -13,14 +13,18 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from conformance.families import Dims, Family
     from conformance.faults import Fault
-    from conformance.prove.command import Outcome, Task
+    from conformance.prove.command import Task
     from conformance.spec import ModelSpec
 
 Feature = tuple[str, object]
+
+#: In how many ports each fault is put where nothing narrows the choice: one more than shows that it
+#: can be caught, so that no port's own ways decide.
+PORTS_EACH = 2
 
 
 class Cover:
@@ -33,7 +37,7 @@ class Cover:
     def __init__(self, tasks: Sequence[Task], faults: Sequence[Fault], times: int) -> None:
         """
         Args:
-            tasks: one for each port and seed, in any order.
+            tasks: one for each port and seed; of two ports that bring as much, the first is taken.
             times: in how many ports each fault is wanted.
         """
         self._tasks, self._times = tasks, times
@@ -46,8 +50,8 @@ class Cover:
     def __iter__(self) -> Iterator[Task]:
         """The tasks, each with what is still wanted when it is asked for.
 
-        First what has the most that fewer ports than wanted had, as long as there is any; ties keep
-        the order given. Subjects are apart: what one has been given, another has not.
+        First what has the most that fewer ports than wanted had, as long as there is any. Subjects
+        are apart: what one has been given, another has not.
         """
         left = [task for task in self._tasks if task.seed is None]
         self._features = {(t.model.id, t.subject): _features_of(t.model) for t in left}
@@ -71,12 +75,16 @@ class Cover:
         """Faults that are in fewer ports than wanted, in the catalogue's order."""
         return tuple(f for f in self._faults if self.proven[subject, f] < self._times)
 
-    def add(self, outcome: Outcome) -> None:
-        """Count what was proven in one port; one that could not be run covers nothing."""
-        if not outcome.proofs:
-            self._count(outcome.model, outcome.subject, -1)
-        found = (p for p in outcome.proofs if p.kind != "unfaulted" and not p.note)
-        self.proven.update((p.subject, p.fault) for p in found)
+    def add(self, model: str, subject: str, faults: Iterable[str], *, ran: bool) -> None:
+        """Count what was put into one port.
+
+        Args:
+            faults: those that could be put in.
+            ran: whether the port could be run; one that could not covers nothing.
+        """
+        if not ran:
+            self._count(model, subject, -1)
+        self.proven.update((subject, fault) for fault in faults)
 
     def said(self) -> list[str]:
         """What was covered, and what was not: a line for each subject."""
@@ -112,7 +120,7 @@ def _config(model: ModelSpec) -> Any:
 #: What a layer has or has not, of all that a family's description says, that a fault may break.
 _PARTS = (
     *("attn", "mixer", "mlp", "cross", "kv_latent", "ln1", "ln1_post", "ln2", "ln2_post"),
-    *("qk_norm", "qk_norm_rotated", "rotary", "alibi", "sinks", "q_gated", "attn_gate"),
+    *("qk_norm", "qk_norm_rotated", "rotary", "alibi", "relative", "sinks", "q_gated", "attn_gate"),
     *("gated", "experts", "shared", "shared_gate", "parallel", "mlp_reads_ln1", "post_norm"),
     *("norm_offset", "conv1d", "ln_final", "embed_ln", "embed_scaled", "pos_embed", "pos_offset"),
     *("head", "encoder", "causal", "regular"),
