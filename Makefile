@@ -64,6 +64,8 @@ define install
 	@$(PYTHON) -c 'import ensurepip' || \
 	  { echo "$(PYTHON) cannot create environments: apt-get install python3-venv"; exit 2; }
 	$(PYTHON) -m venv $(1)
+	@# A library that installs what it misses (docs/findings/121) must not take another torch.
+	@printf '[install]\nconstraint = %s\n' '$(CURDIR)/$(2)' > $(1)/pip.conf
 	@echo "installing $(2) into $(1); a first time takes a few minutes"
 	PIP_DISABLE_PIP_VERSION_CHECK=1 $(1)/bin/python -m pip install --quiet \
 	  --constraint $(2) --editable '.[dev]'

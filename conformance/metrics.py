@@ -194,10 +194,10 @@ def shared_error(
     if rows < 2 or total <= 0:
         return Shared(0.0, 0.0, rows)
     mean = float(sums.sum()) / total
-    # What errors that know nothing of each other would make of the sum: each entry's own error is
-    # what is left of it beside what its row has in common.
-    own = products - weights * products.sum(1, keepdim=True)
-    squares = own * own
+    # The variance that the sum has if nothing is shared (a score test: Rao 1948). Estimated from
+    # what is left of an entry beside its row's share it is four times too small where two entries
+    # make up a row: each explains the other away.
+    squares = products * products
     variance = 2 * (squares.sum(1) ** 2 - (squares * squares).sum(1))
     error = math.sqrt(float(variance.sum())) / total
     return Shared(_root(mean), _root(mean - STANDARD_ERRORS * error), rows)

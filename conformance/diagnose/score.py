@@ -109,6 +109,7 @@ EXPECTED: Mapping[str, frozenset[str]] = {
         "residual_scaled": "residual_scale",
         "attn_out_scaled": "scaled",
         "mlp_out_scaled": "scaled",
+        "mixer_out_scaled": "scaled",
         "embed_scale_missing": "embed_scale",
         "embed_scale_rounded": "embed_scale",
         "logits_scaled": "logits_scaled",
