@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 #: Which dimensions make a pair: i and i + n, or 2i and 2i + 1.
 Layout = Literal["halves", "adjacent"]
 
-#: Architectures that pair neighbours.
-_ADJACENT = (
-    *("GPTJForCausalLM", "CodeGenForCausalLM", "CohereForCausalLM", "Cohere2ForCausalLM"),
-    *("GlmForCausalLM", "Glm4ForCausalLM", "Ernie4_5ForCausalLM"),
-)
-
 
 @dataclass(frozen=True)
 class Rope:
@@ -182,7 +176,7 @@ def setting(config: Any, fam: Family, d: Dims, layer: int) -> Setting | None:
     """The rotation of one layer, or None if queries are not rotated."""
     if not fam.of(layer).rotary:
         return None
-    layout: Layout = "adjacent" if fam.architecture in _ADJACENT else "halves"
+    layout: Layout = "adjacent" if fam.of(layer).rotary_adjacent else "halves"
     parameters = _parameters(config, layer)
     if fam.architecture in ("GPTJForCausalLM", "CodeGenForCausalLM"):
         return Setting(10000.0, int(config.rotary_dim or d.d_head), "default", {}, layout)

@@ -160,12 +160,11 @@ def _shifted(asked: Asked, rope: Rope) -> Iterator[Proposal]:
     f = asked.formula
 
     def turned(n: int, *parts: str) -> Formula:
-        moved = dataclasses.replace(rope, shift=float(n))
-        return dataclasses.replace(
-            f,
-            q_rope=moved if "q_rope" in parts else f.q_rope,
-            k_rope=moved if "k_rope" in parts else f.k_rope,
-        )
+        changes: dict[str, Rope] = {}
+        for part in parts:
+            own = rope if (stated := getattr(f, part)) is None else stated
+            changes[part] = dataclasses.replace(own, shift=float(n))
+        return dataclasses.replace(f, **changes)
 
     for n in _SHIFTS:
         way = f"{abs(n)} position{'s' * (abs(n) > 1)} too {'far' if n > 0 else 'short'}"

@@ -76,6 +76,7 @@ class Family:
         parallel: attention and MLP read the same residual stream: there is no ``resid_mid``.
         mlp_reads_ln1: the MLP of a parallel block reads ln1's output.
         rotary: positions enter by rotating q and k.
+        rotary_adjacent: dimensions 2i and 2i + 1 make a pair, and not i and i + n / 2.
         tiled: key/value heads are repeated a, b, a, b for the query heads, and not a, a, b, b.
         indexed: a query sees only the keys that an indexer chooses for it (sparse attention).
         attn_gate, attn_gate_by: the projection whose ``sigmoid`` or ``softplus`` multiplies what
@@ -165,6 +166,7 @@ class Family:
     parallel: bool = False
     mlp_reads_ln1: bool = False
     rotary: bool = True
+    rotary_adjacent: bool = False
     alibi: bool = False
     relative: str | None = None
     q_gated: bool = False

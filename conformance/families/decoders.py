@@ -34,7 +34,7 @@ MOE: dict[str, Any] = {
     "expert_layout": "gate_up_out_in",
 }
 _ONE_NORM: dict[str, Any] = {"parallel": True, "mlp_reads_ln1": True, "ln2": None}
-COHERE = like(LLAMA, "CohereForCausalLM", **_ONE_NORM)
+COHERE = like(LLAMA, "CohereForCausalLM", **_ONE_NORM, rotary_adjacent=True)
 QK_NORM: dict[str, Any] = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
 _FUSED: dict[str, Any] = {"q": None, "k": None, "v": None}
 
@@ -199,6 +199,7 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
             parallel=True,
             mlp_reads_ln1=True,
             rotary=True,
+            rotary_adjacent=True,
             conv1d=False,
         ),
         like(

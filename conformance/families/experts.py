@@ -61,6 +61,7 @@ def _ernie(config: Any) -> Family:
         _OLMOE,
         "Ernie4_5_MoeForCausalLM",
         **_PLAIN,
+        rotary_adjacent=True,
         shared="mlp.shared_experts" if config.moe_num_shared_experts else None,
         unnamed=("mlp.gate.moe_statics",),
     )

@@ -222,7 +222,7 @@ def _adjacent(subject: LensModel) -> bool:
     cfg = getattr(attention(subject, _LAYER), "cfg", None)
     if cfg is not None:
         return bool(cfg.rotary_adjacent_pairs)
-    return subject.family.of(_LAYER).architecture == "CohereForCausalLM"
+    return subject.family.of(_LAYER).rotary_adjacent
 
 
 def _fault(
