@@ -194,10 +194,14 @@ def shared_error(
     if rows < 2 or total <= 0:
         return Shared(0.0, 0.0, rows)
     mean = float(sums.sum()) / total
-    # The variance that the sum has if nothing is shared (a score test: Rao 1948). Estimated from
-    # what is left of an entry beside its row's share it is four times too small where two entries
-    # make up a row: each explains the other away.
-    squares = products * products
+    # What errors that know nothing of each other would make of the sum. Each entry's own error is
+    # what is left of it beside its row's share, corrected for what the entry itself has of that
+    # (HC2: MacKinnon and White 1985). Where one makes up more than half of its row (a leverage to
+    # be avoided: Huber, Robust Statistics, 1981, section 7.2), two explain each other away, and
+    # the errors are taken as they are.
+    left = (products - weights * products.sum(1, keepdim=True)) ** 2 / (1 - weights)
+    few = weights.amax(1, keepdim=True) > 0.5
+    squares = torch.where(few, products * products, left)
     variance = 2 * (squares.sum(1) ** 2 - (squares * squares).sum(1))
     error = math.sqrt(float(variance.sum())) / total
     return Shared(_root(mean), _root(mean - STANDARD_ERRORS * error), rows)
