@@ -25,6 +25,7 @@ from conformance.experiments.patching import (
 from conformance.experiments.rows import apart, batches, project, repeated, run_rows
 from conformance.experiments.two_stacks import half
 from conformance.implementations.base import for_each_row
+from conformance.implementations.lens_model import HOOKS
 from conformance.records import Comparison
 from conformance.sites import computation_order, parse
 
@@ -351,7 +352,10 @@ class Patching(Check):
         if not fam.everywhere(kind):
             return hidden.get(kind, f"not every layer has {kind}")
         if f"blocks.0.{kind}" in sites and name in self._stored:
-            return None
+            own = self._subject.editable()[f"blocks.0.{kind}"]
+            usual = HOOKS.get(kind, own).format(l=0)
+            there = own == usual or usual in self._subject.model.hook_dict
+            return None if there else f"the port has no {usual}: {own} shows it"
         return hidden.get(kind, "no hook of the library shows its site")
 
     def _attribution(

@@ -31,6 +31,7 @@ class Family:
         pos_offset: rows of the position table before position 0 (OPT keeps 2).
         type_embed: embeddings of token types (first or second sentence).
         own_positions: the model counts positions itself, from its padding token.
+        ln_pre: norm of the stream itself, before anything else in the block.
         ln1, ln1_post, ln2, ln2_post: norms before and after attention and MLP, relative to the
             block.
         post_norm: ln1 and ln2 are norms of the stream itself, after attention's and after the MLP's
@@ -75,6 +76,9 @@ class Family:
             projection whose sigmoid weights it (None: it is added as it is).
         parallel: attention and MLP read the same residual stream: there is no ``resid_mid``.
         mlp_reads_ln1: the MLP of a parallel block reads ln1's output.
+        mlp_shifted: what the MLP's projections read is a mix of a token and the one before, learned
+            for each projection (token shift, Peng et al. 2023).
+        receptance: the projection whose sigmoid multiplies what ``down`` returns (the same).
         rotary: positions enter by rotating q and k.
         tiled: key/value heads are repeated a, b, a, b for the query heads, and not a, a, b, b.
         indexed: a query sees only the keys that an indexer chooses for it (sparse attention).
@@ -117,6 +121,7 @@ class Family:
     pos_offset: int = 0
     embed_ln: str | None = None
     type_embed: str | None = None
+    ln_pre: str | None = None
     own_positions: bool = False
     ln1: str | None = "input_layernorm"
     ln1_post: str | None = None
@@ -164,6 +169,8 @@ class Family:
     shared_gate: str | None = None
     parallel: bool = False
     mlp_reads_ln1: bool = False
+    mlp_shifted: bool = False
+    receptance: str | None = None
     rotary: bool = True
     alibi: bool = False
     relative: str | None = None
@@ -279,6 +286,7 @@ def _absent(fam: Family) -> dict[str, str]:
     missing(fam.encoder_ln_final is None, "no encoder, or no norm after it", "ln_encoder")
     missing(fam.cross is None, "the block attends to no encoder", *_CROSS)
     missing(fam.pos_embed is None, "positions are not a learned table", "pos_embed")
+    missing(fam.ln_pre is None, "no norm of the stream before the block", "ln_pre")
     missing(fam.ln1 is None, "attention reads the residual stream without a norm", "ln1")
     missing(fam.qk_norm is None, "queries are not normalised", "attn.q_normed")
     missing(fam.qk_norm is None, "keys are not normalised", "attn.k_normed")

@@ -35,6 +35,31 @@ _JAMBA = like(
 )
 
 
+def _rwkv(config: Any) -> Family:
+    """RWKV-4 (Peng et al. 2023): a linear recurrence, and an MLP that sees the token before."""
+    own = tuple(f"feed_forward.{name}" for name in ("time_mix_key", "time_mix_receptance"))
+    base = Family(
+        architecture="RwkvForCausalLM",
+        block="rwkv.blocks.{l}",
+        embed="rwkv.embeddings",
+        ln1="ln1",
+        mixer="attention",
+        ln2="ln2",
+        mlp="feed_forward",
+        up="feed_forward.key",
+        down="feed_forward.value",
+        mlp_shifted=True,
+        receptance="feed_forward.receptance",
+        unnamed=(*own, "feed_forward.receptance"),
+        ln_final="rwkv.ln_out",
+        unembed="head",
+        rotary=False,
+    )
+    first = like(base, base.architecture, ln_pre="pre_ln")
+    layers = (first, *(base,) * (config.num_hidden_layers - 1))
+    return like(base, base.architecture, layers=layers)
+
+
 def _jamba(config: Any) -> Family:
     layers = []
     for kind, experts in zip(config.layers_block_type, config.layers_num_experts, strict=True):
@@ -225,6 +250,7 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "MambaForCausalLM": _MAMBA,
     "Mamba2ForCausalLM": like(_MAMBA, "Mamba2ForCausalLM"),
     "FalconMambaForCausalLM": like(_MAMBA, "FalconMambaForCausalLM"),
+    "RwkvForCausalLM": _rwkv,
     "JambaForCausalLM": _jamba,
     "BambaForCausalLM": _bamba,
     "Lfm2ForCausalLM": _lfm2,

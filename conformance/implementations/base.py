@@ -34,8 +34,8 @@ UNEDITABLE: Mapping[str, str] = {
 
 #: Components of a block that isolation feeds separately, in order.
 BLOCK_COMPONENTS: tuple[str, ...] = (
-    *("ln1", "attn", "mixer", "ln1_post", "ln_cross", "cross", "ln_cross_post", "ln2", "mlp"),
-    "ln2_post",
+    *("ln_pre", "ln1", "attn", "mixer", "ln1_post", "ln_cross", "cross", "ln_cross_post"),
+    *("ln2", "mlp", "ln2_post"),
 )
 
 
@@ -109,6 +109,21 @@ def tensor_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tens
 def first_tensor(output: Any) -> torch.Tensor:
     """A module's main output: itself, or the first of its tuple."""
     return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def settled(model: Any) -> Any:
+    """What a model does to its own weights before its first forward pass, done now.
+
+    RWKV's halves those of every few layers for inference, and its stream between them: what is
+    compared, and what must stay as it is, are the weights that compute.
+
+    Args:
+        model: a HuggingFace model in eval mode, wrapped or not; changed in place, and returned.
+    """
+    for module in model.modules():
+        if hasattr(module, "_rescale_layers"):
+            module._rescale_layers()
+    return model
 
 
 def stored_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -29,6 +29,7 @@ from conformance.implementations.base import (
     for_each_row,
     hooked_inputs,
     replace_input,
+    settled,
     shaped,
     stored_buffers,
 )
@@ -376,6 +377,8 @@ class HuggingFaceModel:
 
         before(at(""), to("resid_pre"))
         after(at(""), to("resid_post"))
+        if fam.ln_pre:
+            after(at(fam.ln_pre), to("ln_pre"))
         if fam.ln1:
             after(at(fam.ln1), to("ln1"))
         if fam.attn:
@@ -658,4 +661,4 @@ def load(
             f"{checkpoint} did not load whole: {problems}",
             "the weights file does not belong to this config, or is damaged",
         )
-    return model.eval()
+    return settled(model.eval())

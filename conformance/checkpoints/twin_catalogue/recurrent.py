@@ -29,6 +29,12 @@ _PARTIAL_ROPE = {
 
 TWINS: Mapping[str, Twin] = {
     "mamba": Twin("MambaForCausalLM", "mamba", {"intermediate_size": 96}, {"mixer.D": 12.0}),
+    # Weights and stream are halved once inside the twin and once after its last layer.
+    "rwkv": Twin(
+        "RwkvForCausalLM",
+        "rwkv",
+        {"num_hidden_layers": 4, "intermediate_size": 80, "rescale_every": 2},
+    ),
     "jamba": Twin(
         "JambaForCausalLM",
         "jamba",
