@@ -102,6 +102,8 @@ class Family:
             for (a latent projection, say): they keep HuggingFace's.
         towers: modules beside the language model that make embeddings of images or sounds: their
             parameters keep HuggingFace's names.
+        reads_embedding: the block reads the embedding beside the stream, which thus is not all that
+            later layers know.
         layers: where layers differ, one description for each; empty where all are alike.
     """
 
@@ -190,6 +192,7 @@ class Family:
     notes: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
     towers: tuple[str, ...] = ()
+    reads_embedding: bool = False
     layers: tuple[Family, ...] = ()
 
     @property
@@ -297,7 +300,7 @@ def _absent(fam: Family) -> dict[str, str]:
     missing(fam.q is None and fam.qkv is None, joint, "attn.q", "attn.k")
     missing(fam.q is None and fam.qkv is None and fam.kv_latent is None, joint, "attn.v")
     missing(fam.o is None, "no one projection reads what the heads mix", "attn.z")
-    missing(fam.attn is None, "the block has no attention", *_ATTENTION)
+    missing(fam.attn is None, "the block has no attention", *OF_ATTENTION)
     missing(fam.mixer is None, "the block has no mixer but attention", "mixer_out")
     missing(fam.ln2_post is None, "the same tensor as mlp_out: no norm after", "mlp.out")
     missing(fam.parallel, "attention and MLP read the same residual stream", "resid_mid")
@@ -311,7 +314,8 @@ def _absent(fam: Family) -> dict[str, str]:
     return {**reasons, **fam.notes}
 
 
-_ATTENTION = (
+#: Kinds of site that only attention has.
+OF_ATTENTION = (
     *("attn.q", "attn.k", "attn.v", "attn.q_normed", "attn.k_normed", "attn.rot_q", "attn.rot_k"),
     *("attn.scores", "attn.pattern", "attn.z", "attn.out", "attn_out"),
 )

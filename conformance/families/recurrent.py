@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from conformance.families.base import Family, like
+from conformance.families.base import OF_ATTENTION, Family, like
 from conformance.families.changes import dense, gated, mixed, without_attention
 from conformance.families.decoders import LLAMA, MOE
 
@@ -143,6 +143,38 @@ def _falcon_h1(config: Any) -> Family:
     )
 
 
+def _zamba2(config: Any) -> Family:
+    """State-space models, some of which read what a transformer block made of the stream and the
+    embedding.
+
+    One such block, or two in turn, serves all those layers; what a layer makes of its output goes
+    to the state-space model's norm and not to the stream (Glorioso et al. 2024).
+    """
+    base = like(
+        _MAMBA,
+        "Zamba2ForCausalLM",
+        block="model.layers.{l}",
+        embed="model.embed_tokens",
+        ln1="input_layernorm",
+        mixer="mamba",
+        ln_final="model.final_layernorm",
+    )
+    shared = like(
+        base,
+        base.architecture,
+        ln1="mamba_decoder.input_layernorm",
+        mixer="mamba_decoder.mamba",
+        reads_embedding=True,
+        unnamed=("shared_transformer", "linear"),
+        notes=dict.fromkeys(
+            OF_ATTENTION, "attention is a shared block's, and reads the stream beside the embedding"
+        ),
+    )
+    kinds = {"hybrid": shared, "linear_attention": base}
+    layers = tuple(kinds[kind] for kind in config.layers_block_type)
+    return like(base, base.architecture, layers=layers)
+
+
 def _granite_hybrid(config: Any) -> Family:
     base = like(
         LLAMA,
@@ -257,6 +289,7 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "Lfm2MoeForCausalLM": _lfm2_moe,
     "RecurrentGemmaForCausalLM": _recurrent_gemma,
     "FalconH1ForCausalLM": _falcon_h1,
+    "Zamba2ForCausalLM": _zamba2,
     "GraniteMoeHybridForCausalLM": _granite_hybrid,
     "NemotronHForCausalLM": _nemotron_h,
     "OlmoHybridForCausalLM": _olmo_hybrid,
