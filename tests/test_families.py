@@ -340,6 +340,7 @@ def test_the_weights_reproduce_embedding_and_unembedding(
     logits = logits * (getattr(config, "logit_scale", None) or 1)
     logits = logits / (getattr(config, "logits_scaling", None) or 1)
     logits = logits * (getattr(config, "lm_head_multiplier", None) or 1)
+    logits = logits * (getattr(config, "output_multiplier", None) or 1)
     caps = (getattr(config, n, None) for n in ("final_logit_softcapping", "logits_soft_cap"))
     if cap := next(filter(None, caps), None):
         logits = cap * torch.tanh(logits / cap)

@@ -61,6 +61,8 @@ class Family:
         qk_norm: norms of q and k over each head (``per_head``: applied to [batch, pos, head,
             d_head]; ``per_head_transposed``: to [batch, head, pos, d_head]) or over all heads
             at once (``full``).
+            One module may be both: queries' first.
+        q_multiplier: what queries are multiplied by after their norm; ``attn.q_normed`` is then.
         qk_norm_rotated: the norms read what is rotated already.
         o_norm: norm over all heads' outputs at once, before ``o``; ``z`` is what it returns.
         down_norm: norm of the MLP's activations before ``down``; ``post`` is what it returns.
@@ -153,6 +155,7 @@ class Family:
     k_norm: str | None = None
     qk_norm: Literal["per_head", "per_head_transposed", "full"] | None = None
     qk_norm_rotated: bool = False
+    q_multiplier: float = 1.0
     o_norm: str | None = None
     down_norm: str | None = None
     up: str | None = None

@@ -186,8 +186,11 @@ def starts_with(config: Any) -> int:
     Args:
         config: the whole model's.
     """
-    start: int | None = getattr(config, "decoder_start_token_id", None)
-    return int(config.get_text_config().bos_token_id) if start is None else start
+    for own in (config, config.get_text_config()):
+        start: int | None = getattr(own, "decoder_start_token_id", None)
+        if start is not None:
+            return start
+    return int(config.get_text_config().bos_token_id)
 
 
 def decoded(prompt: Prompt, config: Any) -> torch.Tensor:

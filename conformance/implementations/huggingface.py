@@ -516,6 +516,14 @@ class HuggingFaceModel:
                     after(path, lambda t: emit(f"blocks.{layer}.attn.q", split_gated(t, d)[0]))
                 else:
                     after(path, heads(f"attn.{name}", count))
+        if fam.q_norm and fam.q_norm == fam.k_norm:
+            made = (
+                _times(fam.q_multiplier, _transposed(emit, f"blocks.{layer}.attn.q_normed")),
+                _transposed(emit, f"blocks.{layer}.attn.k_normed"),
+            )
+            calls = itertools.cycle(made)
+            after(fam.at(fam.q_norm, layer), lambda tensor: next(calls)(tensor))
+            return
         for name, norm in (("q", fam.q_norm), ("k", fam.k_norm)):
             if norm is None:
                 continue

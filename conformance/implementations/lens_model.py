@@ -84,8 +84,15 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             ("Llama4ForConditionalGeneration", _SPLIT_ROTARY),
             ("JetMoeForCausalLM", _SPLIT_ROTARY),
             ("OlmoHybridForCausalLM", _SPLIT_ROTARY),
+            ("MuseGlimmerForConditionalGeneration", _SPLIT_ROTARY),
         )
         for kind in ("attn.rot_q", "attn.rot_k")
+    },
+    **{
+        ("TransformerBridge", "MuseGlimmerForConditionalGeneration", f"attn.{part}_normed"): (
+            "the port leaves the norm of queries and keys to HuggingFace's own attention"
+        )
+        for part in "qk"
     },
     **{
         ("TransformerBridge", "NemotronHForCausalLM", kind): _WHOLE

@@ -81,6 +81,21 @@ TWINS: Mapping[str, Twin] = {
         {"encoder": _T5GEMMA, "decoder": _T5GEMMA, "decoder_start_token_id": 1},
     ),
     "bart": _twin("Bart", "bart", _BART, {_Q: 4.0, _O: 3.0, "q_proj.weight": 1.3}),
+    "florence2": _twin(
+        "Florence2",
+        "florence2",
+        {
+            "text_config": _BART,
+            "vision_config": {
+                **{"depths": [1, 1], "patch_size": [3, 3], "patch_stride": [2, 2]},
+                **{"patch_padding": [1, 1], "patch_prenorm": [False, True]},
+                **{"embed_dim": [16, 24], "num_heads": [2, 3], "num_groups": [2, 3]},
+                **{"window_size": 4, "projection_dim": 48, "max_position_embeddings": 6},
+                "max_temporal_embeddings": 5,
+            },
+        },
+        {_Q: 4.0, _O: 3.0, "q_proj.weight": 1.3},
+    ),
     "mbart": _twin("MBart", "mbart", _BART, scale_embedding=True),
     "m2m100": _twin("M2M100", "m2m_100", _BART),
     "marian": Twin(
