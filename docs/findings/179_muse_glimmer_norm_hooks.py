@@ -62,7 +62,7 @@ def main() -> int:
             return 2
         norms = ("ln_final", "blocks.0.ln1", "blocks.0.ln2")
         there = [f"{norm}.hook_scale" in bridge.hook_dict for norm in norms]
-        print("hook_scale of", {n: t for n, t in zip(norms, there, strict=True)})
+        print("hook_scale of", dict(zip(norms, there, strict=True)))
         cache = bridge.run_with_cache(TOKENS)[1]
         parts = cache.decompose_resid()
         raised = ""

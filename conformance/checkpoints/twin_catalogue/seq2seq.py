@@ -55,6 +55,20 @@ def _twin(
 
 #: Biases of what is normalised afterwards must be larger to count.
 _Q, _V, _O = "q_proj.bias", "v_proj.bias", "out_proj.bias"
+#: Convolutions sum over more than their last two dimensions: a tower's stream stays of its size.
+_DAVIT: Mapping[str, float] = {
+    **{
+        "conv.weight": 0.1,
+        "conv1.weight": 0.3,
+        "conv2.weight": 0.3,
+        "image_projection.weight": 1.5,
+    },
+    **{"ffn.fc2.weight": 0.3, "attn.proj.weight": 0.6, "norm1.weight": 2.0, "norm2.weight": 2.0},
+    **dict.fromkeys(("norm.bias", "norm1.bias", "norm2.bias"), 2.5),
+    **dict.fromkeys(("conv.bias", "conv1.bias", "conv2.bias", "ffn.fc2.bias"), 4.0),
+    **dict.fromkeys(("ffn.fc1.bias", "qkv.bias", "attn.proj.bias"), 4.0),
+    **dict.fromkeys(("row_embeddings.weight", "column_embeddings.weight"), 2.5),
+}
 TWINS: Mapping[str, Twin] = {
     "t5": _twin("T5", "t5", _T5),
     # As T5 1.1: gated, and an unembedding of its own.
@@ -94,7 +108,7 @@ TWINS: Mapping[str, Twin] = {
                 "max_temporal_embeddings": 5,
             },
         },
-        {_Q: 4.0, _O: 3.0, "q_proj.weight": 1.3},
+        {_Q: 4.0, _V: 2.0, _O: 3.0, "q_proj.weight": 1.3, **_DAVIT},
     ),
     "mbart": _twin("MBart", "mbart", _BART, scale_embedding=True),
     "m2m100": _twin("M2M100", "m2m_100", _BART),
