@@ -7,7 +7,6 @@ towers give.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from conformance import SEEDS
@@ -93,13 +92,6 @@ def _patches(config: Any) -> Made:
     return made, (side // merged) ** 2
 
 
-def _florence2(config: Any) -> Made:
-    """An image whose every place is a token, and their mean one more."""
-    side = 4
-    size = side * math.prod(config.vision_config.patch_stride)
-    return {"pixel_values": _normal(1, 3, size, size)}, side**2 + 1
-
-
 def _sound(mask: str, kept: int) -> Callable[[Any], Made]:
     """Mel frames, of which one in ``kept`` becomes a token."""
 
@@ -127,7 +119,6 @@ _MADE: Mapping[str, Callable[[Any], Made]] = {
         ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v"), _patches
     ),
     "muse_glimmer": _patches,
-    "florence2": _florence2,
     "qwen2_audio": _sound("feature_attention_mask", 4),
     **dict.fromkeys(("audioflamingo3", "musicflamingo"), _sound("input_features_mask", 4)),
     "glmasr": _sound("input_features_mask", 8),

@@ -265,23 +265,6 @@ def _led(config: Any) -> Family:
     return dataclasses.replace(whole, **moved, towers=towers, layers=tuple(layers), windowed=True)
 
 
-def _florence2(config: Any) -> Family:
-    """BART under another path; its encoder is given embeddings, some of them an image's."""
-    whole = _bart("Florence2ForConditionalGeneration", norms="post", rows=2)(config.text_config)
-
-    def moved(path: str) -> str:
-        return path.replace("model.", "model.language_model.", 1)
-
-    layers = tuple(
-        dataclasses.replace(own, block=moved(own.block), unembed_bias=None) for own in whole.layers
-    )
-    fields = ("block", "embed_weight", "pos_embed", "embed_ln")
-    paths: dict[str, Any] = {field: moved(getattr(whole, field)) for field in fields}
-    paths |= {"embed": paths["embed_weight"], "unembed_bias": None}
-    towers = ("model.vision_tower", "model.multi_modal_projector", *map(moved, whole.towers))
-    return dataclasses.replace(whole, **paths, towers=towers, layers=layers)
-
-
 FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "T5ForConditionalGeneration": _t5("T5ForConditionalGeneration"),
     "MT5ForConditionalGeneration": _t5("MT5ForConditionalGeneration"),
@@ -292,7 +275,6 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "MBartForConditionalGeneration": _bart("MBartForConditionalGeneration", norms="both", rows=2),
     "M2M100ForConditionalGeneration": _bart("M2M100ForConditionalGeneration", norms="pre"),
     "LEDForConditionalGeneration": _led,
-    "Florence2ForConditionalGeneration": _florence2,
     "MarianMTModel": _bart("MarianMTModel", norms="bare"),
     "PegasusForConditionalGeneration": _bart("PegasusForConditionalGeneration", norms="pre"),
     "BlenderbotForConditionalGeneration": _bart("BlenderbotForConditionalGeneration", norms="pre"),

@@ -55,20 +55,6 @@ def _twin(
 
 #: Biases of what is normalised afterwards must be larger to count.
 _Q, _V, _O = "q_proj.bias", "v_proj.bias", "out_proj.bias"
-#: Convolutions sum over more than their last two dimensions: a tower's stream stays of its size.
-_DAVIT: Mapping[str, float] = {
-    **{
-        "conv.weight": 0.1,
-        "conv1.weight": 0.3,
-        "conv2.weight": 0.3,
-        "image_projection.weight": 1.5,
-    },
-    **{"ffn.fc2.weight": 0.3, "attn.proj.weight": 0.6, "norm1.weight": 2.0, "norm2.weight": 2.0},
-    **dict.fromkeys(("norm.bias", "norm1.bias", "norm2.bias"), 2.5),
-    **dict.fromkeys(("conv.bias", "conv1.bias", "conv2.bias", "ffn.fc2.bias"), 4.0),
-    **dict.fromkeys(("ffn.fc1.bias", "qkv.bias", "attn.proj.bias"), 4.0),
-    **dict.fromkeys(("row_embeddings.weight", "column_embeddings.weight"), 2.5),
-}
 TWINS: Mapping[str, Twin] = {
     "t5": _twin("T5", "t5", _T5),
     # As T5 1.1: gated, and an unembedding of its own.
@@ -95,21 +81,6 @@ TWINS: Mapping[str, Twin] = {
         {"encoder": _T5GEMMA, "decoder": _T5GEMMA, "decoder_start_token_id": 1},
     ),
     "bart": _twin("Bart", "bart", _BART, {_Q: 4.0, _O: 3.0, "q_proj.weight": 1.3}),
-    "florence2": _twin(
-        "Florence2",
-        "florence2",
-        {
-            "text_config": _BART,
-            "vision_config": {
-                **{"depths": [1, 1], "patch_size": [3, 3], "patch_stride": [2, 2]},
-                **{"patch_padding": [1, 1], "patch_prenorm": [False, True]},
-                **{"embed_dim": [16, 24], "num_heads": [2, 3], "num_groups": [2, 3]},
-                **{"window_size": 4, "projection_dim": 48, "max_position_embeddings": 6},
-                "max_temporal_embeddings": 5,
-            },
-        },
-        {_Q: 4.0, _V: 2.0, _O: 3.0, "q_proj.weight": 1.3, **_DAVIT},
-    ),
     "mbart": _twin("MBart", "mbart", _BART, scale_embedding=True),
     "m2m100": _twin("M2M100", "m2m_100", _BART),
     "marian": Twin(
