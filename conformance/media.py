@@ -84,10 +84,12 @@ def _patches(config: Any) -> Made:
     import torch
 
     vision, side = config.vision_config, 4
-    width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    frames = getattr(vision, "temporal_patch_size", None) or vision.patch_temporal
+    width = getattr(vision, "in_channels", 3) * frames * vision.patch_size**2
     grid = torch.tensor([[1, side, side]])
     made = {"pixel_values": _normal(side * side, width), "image_grid_thw": grid}
-    return made, (side // vision.spatial_merge_size) ** 2
+    merged = getattr(vision, "spatial_merge_size", None) or vision.merge_size
+    return made, (side // merged) ** 2
 
 
 def _sound(mask: str, kept: int) -> Callable[[Any], Made]:
@@ -116,6 +118,7 @@ _MADE: Mapping[str, Callable[[Any], Made]] = {
     **dict.fromkeys(
         ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v"), _patches
     ),
+    "muse_glimmer": _patches,
     "qwen2_audio": _sound("feature_attention_mask", 4),
     **dict.fromkeys(("audioflamingo3", "musicflamingo"), _sound("input_features_mask", 4)),
     "glmasr": _sound("input_features_mask", 8),

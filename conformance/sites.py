@@ -44,6 +44,7 @@ _MLP = ("batch", "pos", "d_mlp")
 #: Sites inside a block, in the order in which a sequential pre-norm block computes them.
 BLOCK_KINDS: tuple[SiteKind, ...] = (
     SiteKind("resid_pre", _RESID, "wiring"),
+    SiteKind("ln_pre", _RESID, "ln_pre"),
     SiteKind("ln1", _RESID, "ln1"),
     SiteKind("attn.q", _HEADS, "attn"),
     SiteKind("attn.k", _KV, "attn"),

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from conformance.families import Dims, Family
 
 
+#: Norms of a block, by the fields of a family.
+_NORMS = ("ln_pre", "ln1", "ln1_post", "ln_cross", "ln_cross_post", "ln2", "ln2_post")
+
+
 @dataclass(frozen=True)
 class Weight:
     """One canonical weight and the HuggingFace parameter it is a rearranged part of."""
@@ -125,7 +129,7 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
     for layer in range(d.n_layers):
         fam = whole.of(layer)
         name = f"blocks.{layer}"
-        for part in ("ln1", "ln1_post", "ln_cross", "ln_cross_post", "ln2", "ln2_post"):
+        for part in _NORMS:
             path = getattr(fam, part)
             norm(f"{name}.{part}", None if path is None else fam.at(path, layer))
         if fam.attn:

@@ -72,7 +72,17 @@ _IN_BLOCK = (
     *("attn", "o", "mixer", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
     *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
     *("shared", "shared_gate", "kv_latent", "attn_gate", "o_norm", "down_norm"),
-    *("ln_cross", "ln_cross_post", "cross", "cross_q", "cross_k", "cross_v", "cross_o"),
+    *(
+        "ln_pre",
+        "receptance",
+        "ln_cross",
+        "ln_cross_post",
+        "cross",
+        "cross_q",
+        "cross_k",
+        "cross_v",
+        "cross_o",
+    ),
 )
 _GLOBAL = (
     *("embed", "ln_final", "head", "unembed", "pos_embed", "embed_ln"),
@@ -253,18 +263,37 @@ def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: in
     at = f"blocks.{layer}."
     x = found[at + fam.mlp_reads]
     w = _of_mlp(weights, at, fam)
-    if fam.moe:
+    if fam.mlp_shifted:
+        _reproduces_the_shifted_mlp(weights, at, fam, found)
+    elif fam.moe:
         logits = x.flatten(0, 1) @ w["W_router"] + w.get("b_router", 0)
         same(logits, found[at + "mlp.router_logits"])
         out = mixture(x.flatten(0, 1), logits, w, huggingface(twin, twin_cache).config)
         out = out.reshape(x.shape)
+        same(out * fam.multiplier("mlp_out"), found[at + _returned_by_mlp(fam)])
     else:
         pre, linear = ("W_gate", "W_in") if fam.gated else ("W_in", None)
         same(x @ w[pre] + w.get(pre.replace("W", "b"), 0), found[at + "mlp.pre"])
         if linear:
             same(x @ w[linear] + w.get("b_in", 0), found[at + "mlp.pre_linear"])
         out = (found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)) * fam.mlp_multiplier
-    same(out * fam.multiplier("mlp_out"), found[at + ("mlp.out" if fam.ln2_post else "mlp_out")])
+        same(out * fam.multiplier("mlp_out"), found[at + _returned_by_mlp(fam)])
+
+
+def _returned_by_mlp(fam: Family) -> str:
+    return "mlp.out" if fam.ln2_post else "mlp_out"
+
+
+def _reproduces_the_shifted_mlp(weights: Weights, at: str, fam: Family, found: Any) -> None:
+    x, w = found[at + fam.mlp_reads], _of_mlp(weights, at, fam)
+    before = torch.nn.functional.pad(x, (0, 0, 1, -1))
+    mixed = {n: x * w[f"time_mix_{n}"] + before * (1 - w[f"time_mix_{n}"]) for n in _SHIFTED}
+    same(mixed["key"] @ w["W_in"], found[at + "mlp.pre"])
+    out = (mixed["receptance"] @ w["receptance.weight"].T).sigmoid()
+    same(out * (found[at + "mlp.post"] @ w["W_out"]), found[at + "mlp_out"])
+
+
+_SHIFTED = ("key", "receptance")
 
 
 def _of_mlp(weights: Weights, at: str, fam: Family) -> Weights:
@@ -311,6 +340,7 @@ def test_the_weights_reproduce_embedding_and_unembedding(
     logits = logits * (getattr(config, "logit_scale", None) or 1)
     logits = logits / (getattr(config, "logits_scaling", None) or 1)
     logits = logits * (getattr(config, "lm_head_multiplier", None) or 1)
+    logits = logits * (getattr(config, "output_multiplier", None) or 1)
     caps = (getattr(config, n, None) for n in ("final_logit_softcapping", "logits_soft_cap"))
     if cap := next(filter(None, caps), None):
         logits = cap * torch.tanh(logits / cap)

@@ -148,6 +148,10 @@ SLICE = (
     ("granite", "logit_scale_missing"),
     ("opt", "position_offset_missing"),
     ("mamba", "mixer_out_scaled"),
+    ("mamba", "decay_faster"),
+    ("rwkv", "own_token_dropped"),
+    ("rwkv", "token_shift_by_two"),
+    ("rwkv", "receptance_missing"),
     ("bert", "mlp_out_scaled"),
     ("bert", "norm_eps_of_torch"),
     ("bert", "causal_where_none_is"),
@@ -168,7 +172,7 @@ def test_a_fault_is_caught_and_named(twin: str, fault: str, cache: Path) -> None
         assert found.factor > 100
 
 
-@pytest.mark.parametrize("twin", ["mamba", "nemotron-h", "jamba", "bert", "mbart"])
+@pytest.mark.parametrize("twin", ["mamba", "rwkv", "nemotron-h", "jamba", "bert", "mbart"])
 def test_every_fault_says_whether_it_fits_blocks_without_attention_or_mlp(
     twin: str, cache: Path
 ) -> None:

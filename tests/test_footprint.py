@@ -67,7 +67,7 @@ def test_nearly_every_name_has_a_shape_and_every_shape_a_name() -> None:
     }
 
 
-@pytest.mark.parametrize("twin", ["gpt2", "llama", "mixtral", "mamba"])
+@pytest.mark.parametrize("twin", ["gpt2", "llama", "mixtral", "mamba", "rwkv"])
 def test_a_config_alone_gives_what_the_weights_have(twin: str) -> None:
     import torch
     import transformers

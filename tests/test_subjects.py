@@ -17,7 +17,7 @@ from conformance.checks.names import CHECKS
 from conformance.engine import run_job
 from conformance.errors import ImplementationError, NotApplicable
 from conformance.implementations import huggingface as hf
-from conformance.implementations.lens_model import NOT_EXPOSED
+from conformance.implementations.lens_model import NOT_EXPOSED, WHOLE_LAYERS
 from conformance.implementations.subjects import load_subject
 from conformance.jobs import Job
 from conformance.precision import promoted
@@ -245,3 +245,23 @@ def test_only_an_architecture_without_an_adapter_is_not_applicable(
     monkeypatch.setattr(TransformerBridge, "boot_transformers", boot)
     with pytest.raises(expected):
         _bridge(tmp_path, torch.float32, trust_remote_code=False)
+
+
+@pytest.mark.parametrize(("cls", "architecture", "mixer"), WHOLE_LAYERS)
+def test_layers_that_are_wrapped_whole_show_their_ends(
+    cls: str, architecture: str, mixer: str, twin_cache: Path
+) -> None:
+    twin = next(name for name, t in TWINS.items() if t.architecture == architecture)
+    fam, d = described(twin, twin_cache)
+    subject = load_subject(_SUBJECT[cls], checkpoint(twin, twin_cache).path, fam, d, torch.float64)
+    shown, hidden = subject.expected_hooks()
+    layers = [i for i in range(d.n_layers) if fam.of(i).mixer == mixer]
+    assert 0 < len(layers) < d.n_layers
+    inside = [name for name in subject.model.hook_dict if name.startswith(f"blocks.{layers[0]}.")]
+    assert {name.split(".", 2)[2] for name in inside} <= {
+        *("hook_in", "hook_out", "hook_resid_pre", "hook_resid_post"),
+    }
+    for layer in range(d.n_layers):
+        assert f"blocks.{layer}.resid_post" in shown
+        assert (f"blocks.{layer}.mixer_out" in hidden) == (layer in layers)
+        assert (f"blocks.{layer}.mixer_out" in shown) == (layer not in layers)

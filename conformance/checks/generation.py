@@ -289,6 +289,11 @@ class Generation(Check):
 
     def _step_by_step(self, context: Context, stored: Stored) -> Iterator[Comparison]:
         """A prompt, then single tokens, then the rest at once: logits as of one full pass."""
+        adapter = getattr(context.subject.model, "adapter", None)
+        if not getattr(adapter, "supports_kv_cache", True):
+            reason = f"{type(adapter).__name__} keeps no cache: every token is a pass over all"
+            self.not_applicable("decoding step by step", reason)
+            return
         whole = stored[f"{ALONE}/tokens"].clone()[None]
         fam = context.subject.family
         tokens = prompts(context.subject.dims, context.scope)[ALONE]

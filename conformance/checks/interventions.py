@@ -38,7 +38,8 @@ class Interventions(Check):
         self.metrics["edited"] = sum(site in editable for site in sizes)
         hidden = subject.expected_hooks()[1]
         self.metrics["not_editable"] = {
-            site: hidden.get(site.split(".", 2)[-1], "no hook of the library is on its way")
+            site: hidden.get(site)
+            or hidden.get(site.split(".", 2)[-1], "no hook of the library is on its way")
             for site in sizes
             if site not in editable
         }

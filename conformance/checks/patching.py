@@ -25,6 +25,7 @@ from conformance.experiments.patching import (
 from conformance.experiments.rows import apart, batches, project, repeated, run_rows
 from conformance.experiments.two_stacks import half
 from conformance.implementations.base import for_each_row
+from conformance.implementations.lens_model import HOOKS
 from conformance.records import Comparison
 from conformance.sites import computation_order, parse
 
@@ -161,10 +162,14 @@ class Patching(Check):
 
     def _stream(self, sites: list[str], clean: torch.Tensor) -> Iterator[Comparison]:
         """The clean residual stream at every position: the clean logits, bit for bit."""
+        beside = [i for i, own in enumerate(self._subject.family.layers) if own.reads_embedding]
         for site in sites:
-            if parse(site).kind in _STREAM:
+            if parse(site).kind in _STREAM and _knows_all(site, beside):
                 on = "corrupted (patched with the clean run at every position)"
                 yield from self._restored((site,), clean, on)
+        if beside:
+            reason = f"up to layer {beside[-1]} the embedding is read beside the stream"
+            self.not_applicable("the clean stream gives the clean logits", reason)
 
     def _restored(
         self,
@@ -351,7 +356,10 @@ class Patching(Check):
         if not fam.everywhere(kind):
             return hidden.get(kind, f"not every layer has {kind}")
         if f"blocks.0.{kind}" in sites and name in self._stored:
-            return None
+            own = self._subject.editable()[f"blocks.0.{kind}"]
+            usual = HOOKS.get(kind, own).format(l=0)
+            there = own == usual or usual in self._subject.model.hook_dict
+            return None if there else f"the port has no {usual}: {own} shows it"
         return hidden.get(kind, "no hook of the library shows its site")
 
     def _attribution(
@@ -396,3 +404,14 @@ def _edits(row: Row) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
         site: (lambda value, edit=edit: edit(value[0])[None])  # type: ignore[misc]
         for site, edit in row.items()
     }
+
+
+def _knows_all(site: str, beside: Sequence[int]) -> bool:
+    """Whether nothing after a site of the stream reads the embedding beside it.
+
+    Args:
+        beside: the layers that do.
+    """
+    where = parse(site)
+    first = (where.layer or 0) + (where.kind == "resid_post")
+    return all(layer < first for layer in beside)

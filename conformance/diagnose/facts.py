@@ -198,6 +198,9 @@ def logit_scale(config: Any) -> tuple[float, str]:
     stated = first(config, "lm_head_multiplier")
     if stated is not None:
         return float(stated), f"lm_head_multiplier = {stated}"
+    stated = first(config, "output_multiplier")
+    if stated is not None:
+        return float(stated), f"output_multiplier = {stated}"
     stated = first(config, "logit_scale")
     return (1.0, "") if stated is None else (float(stated), f"logit_scale = {stated}")
 

@@ -31,6 +31,7 @@ class Family:
         pos_offset: rows of the position table before position 0 (OPT keeps 2).
         type_embed: embeddings of token types (first or second sentence).
         own_positions: the model counts positions itself, from its padding token.
+        ln_pre: norm of the stream itself, before anything else in the block.
         ln1, ln1_post, ln2, ln2_post: norms before and after attention and MLP, relative to the
             block.
         post_norm: ln1 and ln2 are norms of the stream itself, after attention's and after the MLP's
@@ -60,6 +61,8 @@ class Family:
         qk_norm: norms of q and k over each head (``per_head``: applied to [batch, pos, head,
             d_head]; ``per_head_transposed``: to [batch, head, pos, d_head]) or over all heads
             at once (``full``).
+            One module may be both: queries' first.
+        q_multiplier: what queries are multiplied by after their norm; ``attn.q_normed`` is then.
         qk_norm_rotated: the norms read what is rotated already.
         o_norm: norm over all heads' outputs at once, before ``o``; ``z`` is what it returns.
         down_norm: norm of the MLP's activations before ``down``; ``post`` is what it returns.
@@ -75,6 +78,9 @@ class Family:
             projection whose sigmoid weights it (None: it is added as it is).
         parallel: attention and MLP read the same residual stream: there is no ``resid_mid``.
         mlp_reads_ln1: the MLP of a parallel block reads ln1's output.
+        mlp_shifted: what the MLP's projections read is a mix of a token and the one before, learned
+            for each projection (token shift, Peng et al. 2023).
+        receptance: the projection whose sigmoid multiplies what ``down`` returns (the same).
         rotary: positions enter by rotating q and k.
         rotary_adjacent: dimensions 2i and 2i + 1 make a pair, and not i and i + n / 2.
         tiled: key/value heads are repeated a, b, a, b for the query heads, and not a, a, b, b.
@@ -99,6 +105,8 @@ class Family:
             for (a latent projection, say): they keep HuggingFace's.
         towers: modules beside the language model that make embeddings of images or sounds: their
             parameters keep HuggingFace's names.
+        reads_embedding: the block reads the embedding beside the stream, which thus is not all that
+            later layers know.
         layers: where layers differ, one description for each; empty where all are alike.
     """
 
@@ -118,6 +126,7 @@ class Family:
     pos_offset: int = 0
     embed_ln: str | None = None
     type_embed: str | None = None
+    ln_pre: str | None = None
     own_positions: bool = False
     ln1: str | None = "input_layernorm"
     ln1_post: str | None = None
@@ -147,6 +156,7 @@ class Family:
     k_norm: str | None = None
     qk_norm: Literal["per_head", "per_head_transposed", "full"] | None = None
     qk_norm_rotated: bool = False
+    q_multiplier: float = 1.0
     o_norm: str | None = None
     down_norm: str | None = None
     up: str | None = None
@@ -165,6 +175,8 @@ class Family:
     shared_gate: str | None = None
     parallel: bool = False
     mlp_reads_ln1: bool = False
+    mlp_shifted: bool = False
+    receptance: str | None = None
     rotary: bool = True
     rotary_adjacent: bool = False
     alibi: bool = False
@@ -185,6 +197,7 @@ class Family:
     notes: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
     towers: tuple[str, ...] = ()
+    reads_embedding: bool = False
     layers: tuple[Family, ...] = ()
 
     @property
@@ -281,6 +294,7 @@ def _absent(fam: Family) -> dict[str, str]:
     missing(fam.encoder_ln_final is None, "no encoder, or no norm after it", "ln_encoder")
     missing(fam.cross is None, "the block attends to no encoder", *_CROSS)
     missing(fam.pos_embed is None, "positions are not a learned table", "pos_embed")
+    missing(fam.ln_pre is None, "no norm of the stream before the block", "ln_pre")
     missing(fam.ln1 is None, "attention reads the residual stream without a norm", "ln1")
     missing(fam.qk_norm is None, "queries are not normalised", "attn.q_normed")
     missing(fam.qk_norm is None, "keys are not normalised", "attn.k_normed")
@@ -291,7 +305,7 @@ def _absent(fam: Family) -> dict[str, str]:
     missing(fam.q is None and fam.qkv is None, joint, "attn.q", "attn.k")
     missing(fam.q is None and fam.qkv is None and fam.kv_latent is None, joint, "attn.v")
     missing(fam.o is None, "no one projection reads what the heads mix", "attn.z")
-    missing(fam.attn is None, "the block has no attention", *_ATTENTION)
+    missing(fam.attn is None, "the block has no attention", *OF_ATTENTION)
     missing(fam.mixer is None, "the block has no mixer but attention", "mixer_out")
     missing(fam.ln2_post is None, "the same tensor as mlp_out: no norm after", "mlp.out")
     missing(fam.parallel, "attention and MLP read the same residual stream", "resid_mid")
@@ -305,7 +319,8 @@ def _absent(fam: Family) -> dict[str, str]:
     return {**reasons, **fam.notes}
 
 
-_ATTENTION = (
+#: Kinds of site that only attention has.
+OF_ATTENTION = (
     *("attn.q", "attn.k", "attn.v", "attn.q_normed", "attn.k_normed", "attn.rot_q", "attn.rot_k"),
     *("attn.scores", "attn.pattern", "attn.z", "attn.out", "attn_out"),
 )

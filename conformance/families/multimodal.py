@@ -12,11 +12,36 @@ from conformance.families.base import Family, like
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+
+def _muse_glimmer(config: Any) -> Family:
+    """Gemma 2's norms, gated attention, and queries and keys normalised by one module; layers that
+    see all do not rotate. The embedding has a norm inside, and the last norm's weight no offset."""
+    whole = like(
+        decoders.LLAMA,
+        "MuseGlimmerForConditionalGeneration",
+        ln1_post="post_attention_layernorm",
+        ln2="pre_feedforward_layernorm",
+        ln2_post="post_feedforward_layernorm",
+        attn_gate="self_attn.gate_proj",
+        unnamed=("self_attn.gate_proj",),
+        embed_ln="model.embed_tokens.embed_norm",
+        q_norm="self_attn.qk_norm",
+        k_norm="self_attn.qk_norm",
+        qk_norm="per_head_transposed",
+        q_multiplier=float(config.qk_scale_factor),
+    )
+    block = like(whole, whole.architecture, norm_offset=True)
+    turned = config.layer_rope_theta
+    layers = tuple(like(block, block.architecture, rotary=bool(theta)) for theta in turned)
+    return like(whole, whole.architecture, layers=layers)
+
+
 _TEXT: Mapping[str, Family | Callable[[Any], Family]] = {
     **decoders.FAMILIES,
     **dense.FAMILIES,
     **experts.FAMILIES,
     **recurrent.FAMILIES,
+    "MuseGlimmer": _muse_glimmer,
 }
 _VISION = ("model.vision_tower", "model.multi_modal_projector")
 _QWEN_VISION = ("model.visual",)
@@ -77,6 +102,9 @@ _BY_SUFFIX: Mapping[str, Callable[[Any], Family]] = {
     "AudioFlamingo3": _under("Qwen2ForCausalLM", _AUDIO),
     "MusicFlamingo": _under("Qwen2ForCausalLM", _AUDIO),
     "GlmAsr": _under("LlamaForCausalLM", _AUDIO),
+    "MuseGlimmer": _under(
+        "MuseGlimmer", ("model.vision_tower", "model.vision_adapter", "model.vision_projection")
+    ),
     "Emu3": _under("LlamaForCausalLM", ("model.vqmodel",), at="model.text_model"),
 }
 

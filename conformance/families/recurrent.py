@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from conformance.families.base import Family, like
+from conformance.families.base import OF_ATTENTION, Family, like
 from conformance.families.changes import dense, gated, mixed, without_attention
 from conformance.families.decoders import LLAMA, MOE
 
@@ -33,6 +33,31 @@ _JAMBA = like(
     ln_final="model.final_layernorm",
     rotary=False,
 )
+
+
+def _rwkv(config: Any) -> Family:
+    """RWKV-4 (Peng et al. 2023): a linear recurrence, and an MLP that sees the token before."""
+    own = tuple(f"feed_forward.{name}" for name in ("time_mix_key", "time_mix_receptance"))
+    base = Family(
+        architecture="RwkvForCausalLM",
+        block="rwkv.blocks.{l}",
+        embed="rwkv.embeddings",
+        ln1="ln1",
+        mixer="attention",
+        ln2="ln2",
+        mlp="feed_forward",
+        up="feed_forward.key",
+        down="feed_forward.value",
+        mlp_shifted=True,
+        receptance="feed_forward.receptance",
+        unnamed=(*own, "feed_forward.receptance"),
+        ln_final="rwkv.ln_out",
+        unembed="head",
+        rotary=False,
+    )
+    first = like(base, base.architecture, ln_pre="pre_ln")
+    layers = (first, *(base,) * (config.num_hidden_layers - 1))
+    return like(base, base.architecture, layers=layers)
 
 
 def _jamba(config: Any) -> Family:
@@ -116,6 +141,38 @@ def _falcon_h1(config: Any) -> Family:
         attn_multiplier=float(config.attention_out_multiplier),
         mlp_multiplier=float(config.mlp_multipliers[1]),
     )
+
+
+def _zamba2(config: Any) -> Family:
+    """State-space models, some of which read what a transformer block made of the stream and the
+    embedding.
+
+    One such block, or two in turn, serves all those layers; what a layer makes of its output goes
+    to the state-space model's norm and not to the stream (Glorioso et al. 2024).
+    """
+    base = like(
+        _MAMBA,
+        "Zamba2ForCausalLM",
+        block="model.layers.{l}",
+        embed="model.embed_tokens",
+        ln1="input_layernorm",
+        mixer="mamba",
+        ln_final="model.final_layernorm",
+    )
+    shared = like(
+        base,
+        base.architecture,
+        ln1="mamba_decoder.input_layernorm",
+        mixer="mamba_decoder.mamba",
+        reads_embedding=True,
+        unnamed=("shared_transformer", "linear"),
+        notes=dict.fromkeys(
+            OF_ATTENTION, "attention is a shared block's, and reads the stream beside the embedding"
+        ),
+    )
+    kinds = {"hybrid": shared, "linear_attention": base}
+    layers = tuple(kinds[kind] for kind in config.layers_block_type)
+    return like(base, base.architecture, layers=layers)
 
 
 def _granite_hybrid(config: Any) -> Family:
@@ -225,12 +282,14 @@ FAMILIES: dict[str, Family | Callable[[Any], Family]] = {
     "MambaForCausalLM": _MAMBA,
     "Mamba2ForCausalLM": like(_MAMBA, "Mamba2ForCausalLM"),
     "FalconMambaForCausalLM": like(_MAMBA, "FalconMambaForCausalLM"),
+    "RwkvForCausalLM": _rwkv,
     "JambaForCausalLM": _jamba,
     "BambaForCausalLM": _bamba,
     "Lfm2ForCausalLM": _lfm2,
     "Lfm2MoeForCausalLM": _lfm2_moe,
     "RecurrentGemmaForCausalLM": _recurrent_gemma,
     "FalconH1ForCausalLM": _falcon_h1,
+    "Zamba2ForCausalLM": _zamba2,
     "GraniteMoeHybridForCausalLM": _granite_hybrid,
     "NemotronHForCausalLM": _nemotron_h,
     "OlmoHybridForCausalLM": _olmo_hybrid,

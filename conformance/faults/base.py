@@ -26,6 +26,7 @@ SOURCES: dict[str, str] = {
     "attention variant": "https://github.com/vllm-project/vllm/pull/35523",
     "norm": f"{_TL}/issues/944",
     "mlp": "https://github.com/huggingface/transformers/pull/29402",
+    "mixer": "https://github.com/huggingface/transformers/pull/47250",
     "router": f"{_TL}/issues/570",
     "wiring": f"{_TL}/issues/1648",
     "positions": f"{_TL}/issues/1609",

@@ -99,9 +99,11 @@ def _decomposes(subject: LensModel) -> bool:
 
 
 def _attributes(subject: LensModel) -> bool:
-    """Whether parts are attributed to logits: not where the library leaves a mixer out of them."""
+    """Whether parts are attributed to logits: not where the library leaves a mixer out of them, or
+    keeps no scale of the last norm."""
     fam = subject.family
-    beside = any(own.mixer for own in fam.every)
+    last = subject.components().get("ln_final")
+    beside = any(own.mixer for own in fam.every) or not hasattr(last, "hook_scale")
     return _decomposes(subject) and fam.head is None and not beside
 
 

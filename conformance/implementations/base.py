@@ -34,8 +34,8 @@ UNEDITABLE: Mapping[str, str] = {
 
 #: Components of a block that isolation feeds separately, in order.
 BLOCK_COMPONENTS: tuple[str, ...] = (
-    *("ln1", "attn", "mixer", "ln1_post", "ln_cross", "cross", "ln_cross_post", "ln2", "mlp"),
-    "ln2_post",
+    *("ln_pre", "ln1", "attn", "mixer", "ln1_post", "ln_cross", "cross", "ln_cross_post"),
+    *("ln2", "mlp", "ln2_post"),
 )
 
 
@@ -111,6 +111,21 @@ def first_tensor(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
+def settled(model: Any) -> Any:
+    """What a model does to its own weights before its first forward pass, done now.
+
+    RWKV's halves those of every few layers for inference, and its stream between them: what is
+    compared, and what must stay as it is, are the weights that compute.
+
+    Args:
+        model: a HuggingFace model in eval mode, wrapped or not; changed in place, and returned.
+    """
+    for module in model.modules():
+        if hasattr(module, "_rescale_layers"):
+            module._rescale_layers()
+    return model
+
+
 def stored_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Buffers of numbers that a checkpoint holds, by name: no table that the config determines."""
     return {
@@ -171,8 +186,11 @@ def starts_with(config: Any) -> int:
     Args:
         config: the whole model's.
     """
-    start: int | None = getattr(config, "decoder_start_token_id", None)
-    return int(config.get_text_config().bos_token_id) if start is None else start
+    for own in (config, config.get_text_config()):
+        start: int | None = getattr(own, "decoder_start_token_id", None)
+        if start is not None:
+            return start
+    return int(config.get_text_config().bos_token_id)
 
 
 def decoded(prompt: Prompt, config: Any) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from conformance.implementations.base import BLOCK_COMPONENTS, stored_buffers
+from conformance.implementations.base import BLOCK_COMPONENTS, settled, stored_buffers
 from conformance.implementations.lens_model import HOOKS, LensModel, PortWeight
 from conformance.precision import promoted
 from conformance.weights import canonical
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from conformance.families import Dims, Family
     from conformance.weights import Weight
 
 
@@ -27,6 +28,8 @@ _LATENT_HOOKS = {
 }
 
 
+#: What bridges call modules whose output they show by no name of a block's.
+_UNNAMED_BRANCHES = ("mixer", "channel_mix")
 _LOGITS_BIAS = "final_logits_bias"
 _CROSS_HOOKS = (
     *(("q", "q"), ("k", "k"), ("v", "v"), ("scores", "attn_scores")),
@@ -38,6 +41,10 @@ class BridgeModel(LensModel):
     """A TransformerBridge."""
 
     kind = "TransformerBridge"
+
+    def __init__(self, model: Any, name: str, fam: Family, d: Dims, dtype: torch.dtype) -> None:
+        super().__init__(model, name, fam, d, dtype)
+        settled(model.original_model)
 
     def _block(self, layer: int) -> Any:
         encoder = self.family.encoder
@@ -99,9 +106,9 @@ class BridgeModel(LensModel):
                 return f"{self._stack(layer)}.{part[0]}.{usual.removeprefix(at)}"
         branch = {"attn_out": "attn", "mlp_out": "mlp"}.get(kind)
         part = self._part(layer, branch) if branch else None
-        if part is not None and part[0] == "mixer":
+        if part is not None and part[0] in _UNNAMED_BRANCHES:
             # A block that is one norm and one module has no hook by the usual name.
-            return f"blocks.{layer}.mixer.hook_out"
+            return f"blocks.{layer}.{part[0]}.hook_out"
         return usual.replace(f"blocks.{layer}.", f"{self._stack(layer)}.", 1)
 
     def _router(self) -> str:
@@ -147,6 +154,7 @@ class BridgeModel(LensModel):
             **HOOKS,
             **apart,
             **(_LATENT_HOOKS if self._latent else {}),
+            "ln_pre": "blocks.{l}.ln_pre.hook_out",
             "ln1": "blocks.{l}.ln1.hook_out",
             "ln2": "blocks.{l}.ln2.hook_out",
             "attn.q_normed": "blocks.{l}.attn.q_norm.hook_out",

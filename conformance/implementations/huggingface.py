@@ -29,6 +29,7 @@ from conformance.implementations.base import (
     for_each_row,
     hooked_inputs,
     replace_input,
+    settled,
     shaped,
     stored_buffers,
 )
@@ -376,6 +377,8 @@ class HuggingFaceModel:
 
         before(at(""), to("resid_pre"))
         after(at(""), to("resid_post"))
+        if fam.ln_pre:
+            after(at(fam.ln_pre), to("ln_pre"))
         if fam.ln1:
             after(at(fam.ln1), to("ln1"))
         if fam.attn:
@@ -513,6 +516,14 @@ class HuggingFaceModel:
                     after(path, lambda t: emit(f"blocks.{layer}.attn.q", split_gated(t, d)[0]))
                 else:
                     after(path, heads(f"attn.{name}", count))
+        if fam.q_norm and fam.q_norm == fam.k_norm:
+            made = (
+                _times(fam.q_multiplier, _transposed(emit, f"blocks.{layer}.attn.q_normed")),
+                _transposed(emit, f"blocks.{layer}.attn.k_normed"),
+            )
+            calls = itertools.cycle(made)
+            after(fam.at(fam.q_norm, layer), lambda tensor: next(calls)(tensor))
+            return
         for name, norm in (("q", fam.q_norm), ("k", fam.k_norm)):
             if norm is None:
                 continue
@@ -658,4 +669,4 @@ def load(
             f"{checkpoint} did not load whole: {problems}",
             "the weights file does not belong to this config, or is damaged",
         )
-    return model.eval()
+    return settled(model.eval())

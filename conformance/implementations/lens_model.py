@@ -84,8 +84,15 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             ("Llama4ForConditionalGeneration", _SPLIT_ROTARY),
             ("JetMoeForCausalLM", _SPLIT_ROTARY),
             ("OlmoHybridForCausalLM", _SPLIT_ROTARY),
+            ("MuseGlimmerForConditionalGeneration", _SPLIT_ROTARY),
         )
         for kind in ("attn.rot_q", "attn.rot_k")
+    },
+    **{
+        ("TransformerBridge", "MuseGlimmerForConditionalGeneration", f"attn.{part}_normed"): (
+            "the port leaves the norm of queries and keys to HuggingFace's own attention"
+        )
+        for part in "qk"
     },
     **{
         ("TransformerBridge", "NemotronHForCausalLM", kind): _WHOLE
@@ -110,6 +117,14 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
         "only the router's weights after its softmax are hooked"
     ),
 }
+
+#: (subject class, architecture, path of a layer's mixer) -> why they show nothing inside.
+WHOLE_LAYERS: Mapping[tuple[str, str, str], str] = {
+    ("TransformerBridge", "Zamba2ForCausalLM", "mamba_decoder.mamba"): (
+        "the port wraps layers with a shared block whole and shows nothing inside"
+    ),
+}
+_OF_WHOLE = ("resid_pre", "resid_post")
 
 
 @dataclass(frozen=True)
@@ -190,7 +205,8 @@ class LensModel(ABC):
         return False
 
     def expected_hooks(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Site name -> hook name for every site this architecture has; and kinds not exposed."""
+        """Site name -> hook name for every site this architecture has; and why others are not
+        exposed, by kind, or by name where other layers show such sites."""
         absent, table = self.family.absent(), self.hook_table()
         layers = range(self.dims.n_layers)
         missing = [self.family.absent(layer) for layer in layers]
@@ -207,10 +223,19 @@ class LensModel(ABC):
                 sites[kind.name] = table[kind.name]
             else:
                 for layer in layers:
-                    if kind.name not in missing[layer]:
+                    if kind.name in missing[layer]:
+                        continue
+                    if kind.name not in _OF_WHOLE and (whole := self._whole(layer)):
+                        hidden[f"blocks.{layer}.{kind.name}"] = whole
+                    else:
                         name = self.hook(table[kind.name], kind.name, layer)
                         sites[f"blocks.{layer}.{kind.name}"] = name
         return sites, hidden
+
+    def _whole(self, layer: int) -> str | None:
+        """Why nothing inside this layer is shown, where others show something."""
+        where = (self.kind, self.family.architecture, self.family.of(layer).mixer or "")
+        return WHOLE_LAYERS.get(where)
 
     def run(
         self,

@@ -123,6 +123,7 @@ _PARTS = (
     *("qk_norm", "qk_norm_rotated", "rotary", "alibi", "relative", "sinks", "q_gated", "attn_gate"),
     *("gated", "experts", "shared", "shared_gate", "parallel", "mlp_reads_ln1", "post_norm"),
     *("norm_offset", "conv1d", "ln_final", "embed_ln", "embed_scaled", "pos_embed", "pos_offset"),
+    *("ln_pre", "mlp_shifted", "receptance"),
     *("head", "encoder", "causal", "regular"),
 )
 _MULTIPLIERS = ("embed_multiplier", "residual_multiplier")

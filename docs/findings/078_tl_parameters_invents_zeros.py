@@ -45,6 +45,13 @@ CONFIGS: dict[str, transformers.PretrainedConfig] = {
         mamba_d_state=8,
         mamba_chunk_size=8,
     ),
+    "rwkv": transformers.RwkvConfig(**{**SIZES, "bos_token_id": 0, "eos_token_id": 0}),
+}
+#: A projection that the forward pass uses, by HuggingFace's name.
+INSIDE = {
+    "nemotron_h": "model.layers.1.mixer.up_proj",
+    "granitemoehybrid": "model.layers.1.shared_mlp.input_linear",
+    "rwkv": "rwkv.blocks.1.feed_forward.key",
 }
 
 
@@ -72,10 +79,10 @@ def boot(model: str, folder: str) -> tuple[Any, Any]:
 def shows(name: str, reference: Any, bridge: Any) -> bool:
     """Whether W_in of a block with an MLP is all zero, and the model's own weight is not."""
     shown = bridge.tl_parameters()["blocks.1.mlp.W_in"]
-    inside = {"nemotron_h": "mixer.up_proj", "granitemoehybrid": "shared_mlp.input_linear"}[name]
-    own = reference.get_parameter(f"model.layers.1.{inside}.weight")
+    own = reference.get_parameter(f"{INSIDE[name]}.weight")
     print(
-        f"{name + ':':18}{inside} {tuple(own.shape)}, up to {float(own.detach().abs().max()):.1f}; "
+        f"{name + ':':18}{INSIDE[name]} {tuple(own.shape)}, "
+        f"up to {float(own.detach().abs().max()):.1f}; "
         f"W_in {tuple(shown.shape)}, up to {float(shown.abs().max()):.1f}"
     )
     return not bool(shown.any()) and bool(own.any())

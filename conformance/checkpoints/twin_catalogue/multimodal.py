@@ -135,6 +135,14 @@ TWINS: Mapping[str, Twin] = {
     "music-flamingo": _twin("MusicFlamingo", "musicflamingo", _GROUPED),
     # Four frames are put together, as wide as the tower's MLP.
     "glm-asr": _twin("GlmAsr", "glmasr", {"head_dim": 10}, audio_config={"intermediate_size": 128}),
+    "muse-glimmer": _twin(
+        "MuseGlimmer",
+        "muse_glimmer",
+        {**_GROUPED, "head_dim": 10, "num_hidden_layers": 5},
+        vision_config={"pos_emb_height": 4, "pos_emb_width": 4, "max_position_embeddings": 16},
+        out_hidden_size=128,
+        projector_hidden_size=40,
+    ),
     # An image is tokens to it: four, and the end of a row.
     "emu3": _twin(
         "Emu3",

@@ -29,6 +29,12 @@ _PARTIAL_ROPE = {
 
 TWINS: Mapping[str, Twin] = {
     "mamba": Twin("MambaForCausalLM", "mamba", {"intermediate_size": 96}, {"mixer.D": 12.0}),
+    # Weights and stream are halved once inside the twin and once after its last layer.
+    "rwkv": Twin(
+        "RwkvForCausalLM",
+        "rwkv",
+        {"num_hidden_layers": 4, "intermediate_size": 80, "rescale_every": 2},
+    ),
     "jamba": Twin(
         "JambaForCausalLM",
         "jamba",
@@ -93,6 +99,26 @@ TWINS: Mapping[str, Twin] = {
             "ssm_out_multiplier": 0.23570226039551587,
             "attention_out_multiplier": 0.9375,
             "key_multiplier": 0.39062499999999994,
+        },
+    ),
+    # Two blocks that layers share in turn, with adapters and rotary positions. No time step is as
+    # small as the least: transformers limits them in whole passes only (docs/findings/178).
+    "zamba2": Twin(
+        "Zamba2ForCausalLM",
+        "zamba2",
+        {
+            "num_hidden_layers": 5,
+            "layers_block_type": ["linear_attention", "hybrid"] * 2 + ["hybrid"],
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "n_mamba_heads": 8,
+            "mamba_ngroups": 2,
+            "num_mem_blocks": 2,
+            "use_shared_attention_adapter": True,
+            "adapter_rank": 5,
+            "use_mem_rope": True,
+            "time_step_min": 1e-9,
+            "time_step_floor": 0.02,
         },
     ),
     # No experts, as in Granite 4.0 H 350M, 1B and Micro.

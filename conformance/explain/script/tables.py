@@ -109,7 +109,7 @@ def _places(fam: Family) -> dict[str, tuple[str, str]]:
         "mixer_out": (fam.mixer or "", "output"),
         **dict.fromkeys(INSIDE, ("", "attention")),
     }
-    for name in ("ln1", "ln2"):
+    for name in ("ln_pre", "ln1", "ln2"):
         path = getattr(fam, name)
         if path:
             found[name] = (path, "output")
