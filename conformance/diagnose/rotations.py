@@ -160,7 +160,7 @@ def _shifted(asked: Asked, rope: Rope) -> Iterator[Proposal]:
     f = asked.formula
 
     def turned(n: int, *parts: str) -> Formula:
-        changes: dict[str, Rope] = {}
+        changes: dict[str, Any] = {}
         for part in parts:
             own = rope if (stated := getattr(f, part)) is None else stated
             changes[part] = dataclasses.replace(own, shift=float(n))
