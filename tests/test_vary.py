@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,11 +21,10 @@ from conformance.vary.known import Known, meets
 from conformance.vary.pairs import Pairs
 from conformance.vary.records import Difference, Failure, Judged, read
 from conformance.vary.space import Factor, Space, key, space_from, space_of, twin_of
-from conformance.vary.tables import markdown, runs
+from conformance.vary.tables import markdown, page_from, runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from conformance.spec import Spec
     from conformance.vary.space import Choice
@@ -505,6 +505,71 @@ def test_the_page_is_made_of_the_files_alone(tmp_path: Path) -> None:
         runs([tmp_path / "nowhere"])
 
 
+def test_a_page_keeps_the_rows_of_what_is_not_explored_again(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "variants.md").read_text(encoding="utf-8")
+    before = page_from(text)
+    assert before.markdown() == text
+    command(tmp_path, Judge(FAULTS), variant('{ c = ["p", "q"] }'))
+    found = runs([tmp_path])
+    alone, page = page_from(markdown(found)), page_from(markdown(found, before))
+    mine = {(line.architecture, line.subject) for line in alone.explored}
+    for section in ("explored", "fails", "refused", "fields"):
+        lines = getattr(page, section)
+        assert list(lines) == sorted(lines, key=lambda line: line.order)
+        others = [line for line in lines if (line.architecture, line.subject) not in mine]
+        old = getattr(before, section)
+        assert others == [li for li in old if (li.architecture, li.subject) not in mine]
+        # And of its own it has nothing but what it has now.
+        assert [line for line in lines if line not in others] == list(getattr(alone, section))
+    # Once more changes nothing.
+    assert markdown(found, page) == page.markdown()
+    # What was renamed is not known to be the same: both rows stay.
+    renamed = page_from(text.replace("| GPT2LMHeadModel |", "| GPT2Renamed |"))
+    assert len(page_from(markdown(found, renamed)).explored) == len(renamed.explored) + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("# Variants of", "# Variations of"), "no page of variants"),
+        (("| gpt2 | bridge", "| bridge"), r"line \d+ has 13 cells"),
+        (("- GptOssForCausalLM, bridge 4.3.0, ", "- GptOss: "), "names no architecture"),
+        ((" with transformers ", " with "), "names no version"),
+    ],
+)
+def test_what_is_no_page_is_not_kept(change: tuple[str, str], said: str) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "variants.md").read_text(encoding="utf-8")
+    assert change[0] in text
+    with pytest.raises(RecordsError, match=said):
+        page_from(text.replace(*change))
+
+
+def test_the_command_keeps_rows_where_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conformance.cli import app
+
+    command(tmp_path, Judge(FAULTS))
+    (tmp_path / "models.toml").write_text(models_toml(["one"]))
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "variants.md").read_text(encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+    arguments = ["vary", "--table", "--out", "out", "--into", "page.md"]
+    assert CliRunner().invoke(app, [*arguments, "--keep"]).exit_code == 0
+    kept = page_from(page.read_text(encoding="utf-8"))
+    assert {line.architecture for line in kept.explored} == {
+        line.architecture for line in page_from(text).explored
+    }
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert len(page_from(page.read_text(encoding="utf-8")).explored) == 1
+    page.write_text("# Another\n", encoding="utf-8")
+    refused = CliRunner().invoke(app, [*arguments, "--keep"])
+    assert refused.exit_code == 2
+    assert "page.md: no page of variants" in refused.output
+    assert page.read_text(encoding="utf-8") == "# Another\n"
+
+
 # --- the command line -----------------------------------------------------------------------------
 
 
@@ -516,6 +581,7 @@ def test_the_page_is_made_of_the_files_alone(tmp_path: Path) -> None:
         ([], "name an architecture"),
         (["llama", "--table"], "--table takes no architecture"),
         (["llama", "--into", "x.md"], "--into needs --table"),
+        (["--table", "--keep"], "--keep needs --into"),
         (["--table", "--out", "nowhere"], "no vary.jsonl in nowhere"),
     ],
 )
