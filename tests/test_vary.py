@@ -120,6 +120,25 @@ def test_a_window_is_set_with_what_switches_it_on() -> None:
     assert "use_sliding_window" not in space.labels()
 
 
+def test_a_window_is_in_the_layers_that_its_value_names() -> None:
+    """``max_window_layers`` is counted from either end, or there is no such field."""
+    from transformers import Qwen2Config, Qwen2MoeConfig, Qwen3Config, Qwen3MoeConfig
+
+    for kind in (Qwen2Config, Qwen3Config, Qwen2MoeConfig):
+        base = kind(num_hidden_layers=3).to_dict()
+        space = space_from("qwen", "QwenForCausalLM", base)
+        for label, kinds in {"in every layer": 0, "in the last layer": 2}.items():
+            config = kind(**{**base, **space.config({"sliding_window": label})})
+            windows = [one == "sliding_attention" for one in config.layer_types]
+            assert windows == [layer >= kinds for layer in range(3)], (kind, label)
+            assert config.sliding_window == 12
+    base = Qwen3MoeConfig(num_hidden_layers=3).to_dict()
+    space = space_from("qwen3-moe", "Qwen3MoeForCausalLM", base)
+    assert space.labels()["sliding_window"] == ("in every layer",)
+    config = Qwen3MoeConfig(**{**base, **space.config({"sliding_window": "in every layer"})})
+    assert config.sliding_window == 12
+
+
 def test_only_some_fields_may_vary() -> None:
     space = space_from("llama", "LlamaForCausalLM", LLAMA)
     assert [f.name for f in space.only(["rope_th*", "*bias"]).factors] == [
