@@ -139,6 +139,23 @@ def test_a_window_is_in_the_layers_that_its_value_names() -> None:
     assert config.sliding_window == 12
 
 
+def test_heads_that_are_not_varied_stay_the_twin_s() -> None:
+    """SmolLM3 has 16 heads unless its config says otherwise, the twin 6."""
+    from conformance.checkpoints.shrink import shrink
+    from conformance.checkpoints.twin_catalogue import TWINS
+
+    for twin in ("smollm3", "starcoder2", "qwen3", "falcon-7b", "gemma3"):
+        space, entry = space_of(twin), TWINS[twin]
+        own = shrink(entry.model_type, entry.config)
+        factor = next(f for f in space.factors if "kv_heads" in f.name or "key_value" in f.name)
+        for label in factor.values:
+            changes = space.config({factor.name: label})
+            config = shrink(entry.model_type, {**entry.config, **changes})
+            assert getattr(config, factor.name) == int(label)
+            assert config.num_attention_heads == own.num_attention_heads
+            assert getattr(config, "head_dim", None) == getattr(own, "head_dim", None)
+
+
 def test_only_some_fields_may_vary() -> None:
     space = space_from("llama", "LlamaForCausalLM", LLAMA)
     assert [f.name for f in space.only(["rope_th*", "*bias"]).factors] == [
