@@ -156,6 +156,20 @@ def test_heads_that_are_not_varied_stay_the_twin_s() -> None:
             assert getattr(config, "head_dim", None) == getattr(own, "head_dim", None)
 
 
+def test_a_head_of_what_has_no_attention_is_not_varied() -> None:
+    space = space_of("mamba2")
+    assert space.not_varied["head_dim"] == "a number"
+    base = {**LLAMA, "head_dim": None}
+    assert space_from("llama", "L", base).labels()["head_dim"] == ("12",)
+
+
+def test_every_twin_has_a_space() -> None:
+    from conformance.checkpoints.twin_catalogue import TWINS
+
+    for twin in TWINS:
+        assert space_of(twin).factors, twin
+
+
 def test_only_some_fields_may_vary() -> None:
     space = space_from("llama", "LlamaForCausalLM", LLAMA)
     assert [f.name for f in space.only(["rope_th*", "*bias"]).factors] == [

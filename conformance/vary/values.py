@@ -112,7 +112,10 @@ def _heads(name: str, own: Any, config: Mapping[str, Any]) -> Values | None:
 
 def _head_dim(name: str, own: Any, config: Mapping[str, Any]) -> Values | None:
     """What the width divided by the heads is, and what it is not."""
-    derived = config["hidden_size"] // config["num_attention_heads"]
+    heads = config.get("num_attention_heads")
+    if not isinstance(heads, int) or not isinstance(config.get("hidden_size"), int):
+        return None  # heads of a state space have a size of their own
+    derived = config["hidden_size"] // heads
     return _named(name, (derived, 12), own if own is not None else derived)
 
 
