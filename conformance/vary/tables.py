@@ -49,7 +49,7 @@ def markdown(found: Sequence[Run], kept: Page | None = None) -> str:
             that ``found`` has.
     """
     page = Page(
-        tuple(_line(run, text) for run in found for text in (_explored(run),)),
+        tuple(_line(run, _explored(run)) for run in found),
         tuple(_line(run, text) for run in found for text in _failures(run)),
         tuple(dict.fromkeys(_line(run, text) for run in found for text in _refusals(run))),
         tuple(_line(run, text) for run in found for text in _fields(run)),
@@ -164,8 +164,8 @@ def page_from(text: str) -> Page:
     versions = re.search(r" with transformers (\S+(?: and \S+)*)\. A row is", text)
     if versions is None:
         raise RecordsError("the page names no version of transformers", "write the page anew")
-    sections = (tuple(lines) for lines in found.values())
-    return Page(*sections, transformers=tuple(versions[1].split(" and ")))
+    explored, fails, refused, fields = (tuple(lines) for lines in found.values())
+    return Page(explored, fails, refused, fields, tuple(versions[1].split(" and ")))
 
 
 def _head(page: Page) -> str:
