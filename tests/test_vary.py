@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,11 +21,10 @@ from conformance.vary.known import Known, meets
 from conformance.vary.pairs import Pairs
 from conformance.vary.records import Difference, Failure, Judged, read
 from conformance.vary.space import Factor, Space, key, space_from, space_of, twin_of
-from conformance.vary.tables import markdown, runs
+from conformance.vary.tables import markdown, page_from, runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from conformance.spec import Spec
     from conformance.vary.space import Choice
@@ -118,6 +118,56 @@ def test_a_window_is_set_with_what_switches_it_on() -> None:
         "max_window_layers": 2,
     }
     assert "use_sliding_window" not in space.labels()
+
+
+def test_a_window_is_in_the_layers_that_its_value_names() -> None:
+    """``max_window_layers`` is counted from either end, or there is no such field."""
+    from transformers import Qwen2Config, Qwen2MoeConfig, Qwen3Config, Qwen3MoeConfig
+
+    for kind in (Qwen2Config, Qwen3Config, Qwen2MoeConfig):
+        base = kind(num_hidden_layers=3).to_dict()
+        space = space_from("qwen", "QwenForCausalLM", base)
+        for label, kinds in {"in every layer": 0, "in the last layer": 2}.items():
+            config = kind(**{**base, **space.config({"sliding_window": label})})
+            windows = [one == "sliding_attention" for one in config.layer_types]
+            assert windows == [layer >= kinds for layer in range(3)], (kind, label)
+            assert config.sliding_window == 12
+    base = Qwen3MoeConfig(num_hidden_layers=3).to_dict()
+    space = space_from("qwen3-moe", "Qwen3MoeForCausalLM", base)
+    assert space.labels()["sliding_window"] == ("in every layer",)
+    config = Qwen3MoeConfig(**{**base, **space.config({"sliding_window": "in every layer"})})
+    assert config.sliding_window == 12
+
+
+def test_heads_that_are_not_varied_stay_the_twin_s() -> None:
+    """SmolLM3 has 16 heads unless its config says otherwise, the twin 6."""
+    from conformance.checkpoints.shrink import shrink
+    from conformance.checkpoints.twin_catalogue import TWINS
+
+    for twin in ("smollm3", "starcoder2", "qwen3", "falcon-7b", "gemma3"):
+        space, entry = space_of(twin), TWINS[twin]
+        own = shrink(entry.model_type, entry.config)
+        factor = next(f for f in space.factors if "kv_heads" in f.name or "key_value" in f.name)
+        for label in factor.values:
+            changes = space.config({factor.name: label})
+            config = shrink(entry.model_type, {**entry.config, **changes})
+            assert getattr(config, factor.name) == int(label)
+            assert config.num_attention_heads == own.num_attention_heads
+            assert getattr(config, "head_dim", None) == getattr(own, "head_dim", None)
+
+
+def test_a_head_of_what_has_no_attention_is_not_varied() -> None:
+    space = space_of("mamba2")
+    assert space.not_varied["head_dim"] == "a number"
+    base = {**LLAMA, "head_dim": None}
+    assert space_from("llama", "L", base).labels()["head_dim"] == ("12",)
+
+
+def test_every_twin_has_a_space() -> None:
+    from conformance.checkpoints.twin_catalogue import TWINS
+
+    for twin in TWINS:
+        assert space_of(twin).factors, twin
 
 
 def test_only_some_fields_may_vary() -> None:
@@ -505,6 +555,71 @@ def test_the_page_is_made_of_the_files_alone(tmp_path: Path) -> None:
         runs([tmp_path / "nowhere"])
 
 
+def test_a_page_keeps_the_rows_of_what_is_not_explored_again(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "variants.md").read_text(encoding="utf-8")
+    before = page_from(text)
+    assert before.markdown() == text
+    command(tmp_path, Judge(FAULTS), variant('{ c = ["p", "q"] }'))
+    found = runs([tmp_path])
+    alone, page = page_from(markdown(found)), page_from(markdown(found, before))
+    mine = {(line.architecture, line.subject) for line in alone.explored}
+    for section in ("explored", "fails", "refused", "fields"):
+        lines = getattr(page, section)
+        assert list(lines) == sorted(lines, key=lambda line: line.order)
+        others = [line for line in lines if (line.architecture, line.subject) not in mine]
+        old = getattr(before, section)
+        assert others == [li for li in old if (li.architecture, li.subject) not in mine]
+        # And of its own it has nothing but what it has now.
+        assert [line for line in lines if line not in others] == list(getattr(alone, section))
+    # Once more changes nothing.
+    assert markdown(found, page) == page.markdown()
+    # What was renamed is not known to be the same: both rows stay.
+    renamed = page_from(text.replace("| GPT2LMHeadModel |", "| GPT2Renamed |"))
+    assert len(page_from(markdown(found, renamed)).explored) == len(renamed.explored) + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("# Variants of", "# Variations of"), "no page of variants"),
+        (("| gpt2 | bridge", "| bridge"), r"line \d+ has 13 cells"),
+        (("- GptOssForCausalLM, bridge 4.3.0, ", "- GptOss: "), "names no architecture"),
+        ((" with transformers ", " with "), "names no version"),
+    ],
+)
+def test_what_is_no_page_is_not_kept(change: tuple[str, str], said: str) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "variants.md").read_text(encoding="utf-8")
+    assert change[0] in text
+    with pytest.raises(RecordsError, match=said):
+        page_from(text.replace(*change))
+
+
+def test_the_command_keeps_rows_where_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conformance.cli import app
+
+    command(tmp_path, Judge(FAULTS))
+    (tmp_path / "models.toml").write_text(models_toml(["one"]))
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "variants.md").read_text(encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+    arguments = ["vary", "--table", "--out", "out", "--into", "page.md"]
+    assert CliRunner().invoke(app, [*arguments, "--keep"]).exit_code == 0
+    kept = page_from(page.read_text(encoding="utf-8"))
+    assert {line.architecture for line in kept.explored} == {
+        line.architecture for line in page_from(text).explored
+    }
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert len(page_from(page.read_text(encoding="utf-8")).explored) == 1
+    page.write_text("# Another\n", encoding="utf-8")
+    refused = CliRunner().invoke(app, [*arguments, "--keep"])
+    assert refused.exit_code == 2
+    assert "page.md: no page of variants" in refused.output
+    assert page.read_text(encoding="utf-8") == "# Another\n"
+
+
 # --- the command line -----------------------------------------------------------------------------
 
 
@@ -516,6 +631,7 @@ def test_the_page_is_made_of_the_files_alone(tmp_path: Path) -> None:
         ([], "name an architecture"),
         (["llama", "--table"], "--table takes no architecture"),
         (["llama", "--into", "x.md"], "--into needs --table"),
+        (["--table", "--keep"], "--keep needs --into"),
         (["--table", "--out", "nowhere"], "no vary.jsonl in nowhere"),
     ],
 )

@@ -63,6 +63,8 @@ _STAND_INS: Mapping[str, int] = {
 }
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+#: Who names one of these names them all: none is made smaller then, and nor is ``head_dim``.
+HEADS = (*_HEADS, *_KV_HEADS)
 _GROUPED, _UNGROUPED, _KV, _D_HEAD = 6, 4, 2, 10
 #: Scaled rotary embeddings were trained on a context this many times shorter than the twin's.
 _ORIGINAL, _ORIGINAL_CONTEXT = "original_max_position_embeddings", N_CTX // 3
@@ -98,7 +100,7 @@ def arguments(default: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     aliases = set(getattr(default, "attribute_map", {}))
     small = {k: v for k, v in _SIZES.items() if k in names and k not in aliases}
     small = {k: v for k, v in small.items() if stated.get(k) is not None or k.endswith("_id")}
-    if not {*_HEADS, *_KV_HEADS} & set(changes):
+    if not set(HEADS) & set(changes):
         small |= _heads(stated)
     small |= _rope(stated)
     for name in getattr(default, "sub_configs", {}):

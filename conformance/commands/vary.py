@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from conformance.commands.files import fail, put
 from conformance.errors import ConformanceError
+
+if TYPE_CHECKING:
+    from conformance.vary.tables import Page
 
 _INTERRUPTED = 130
 
@@ -48,6 +51,10 @@ def vary(
         bool, typer.Option("--table", help="Explore nothing: the runs in --out as Markdown.")
     ] = False,
     into: Annotated[Path | None, typer.Option(metavar="FILE", help="Where --table writes.")] = None,
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="Keep --into's rows of what is not in --out."),
+    ] = False,
 ) -> None:
     """Vary an architecture's configuration pairwise, and shrink every failure to the smallest.
 
@@ -58,11 +65,13 @@ def vary(
         raise typer.BadParameter(said)
     if into is not None and not table:
         raise typer.BadParameter("--into needs --table")
+    if keep and into is None:
+        raise typer.BadParameter("--keep needs --into")
     try:
         if architecture is None:
             from conformance.vary.tables import markdown, runs
 
-            put(markdown(runs([out])), into)
+            put(markdown(runs([out]), _earlier(into) if keep else None), into)
             return
         fields = tuple(field or ())
         status = _run(
@@ -74,6 +83,25 @@ def vary(
         typer.echo("interrupted; --resume goes on from here", err=True)
         raise typer.Exit(_INTERRUPTED) from None
     raise typer.Exit(status)
+
+
+def _earlier(into: Path | None) -> Page | None:
+    """The page that a file holds; None if there is no such file yet.
+
+    Raises:
+        RecordsError: it is no page of variants.
+    """
+    from conformance.errors import RecordsError
+    from conformance.vary.tables import page_from
+
+    if into is None or not into.exists():
+        return None
+    try:
+        return page_from(into.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordsError(f"{into}: {error}", "give another --into") from error
+    except RecordsError as error:
+        raise RecordsError(f"{into}: {error.message}", error.hint) from error
 
 
 def _run(

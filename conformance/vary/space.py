@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from conformance.checkpoints.shrink import HEADS, shrink
 from conformance.errors import ConformanceError
 from conformance.vary.values import ROPE_SHARED, ROPE_TYPES, others, out
 
@@ -104,7 +105,17 @@ class Space:
             changes[_ROPE] = self._rope(rope)
         if _ROPE in changes:
             changes[_ROPE] = _filled(changes[_ROPE], {**self.base, **changes})
-        return changes
+        return self._heads(changes) | changes
+
+    def _heads(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The twin's own heads and their size where some of them change.
+
+        A config with some of them stated has all others as the class has them, not as the twin.
+        """
+        if not set(HEADS) & set(changes):
+            return {}
+        own = {n: self.base.get(n) for n in (*HEADS, "head_dim")}
+        return {n: v for n, v in own.items() if isinstance(v, int)}
 
     def _rope(self, changed: list[tuple[tuple[str, ...], Mapping[str, Any]]]) -> dict[str, Any]:
         whole = {k: dict(v) if isinstance(v, dict) else v for k, v in self.base[_ROPE].items()}
@@ -177,7 +188,6 @@ def space_of(twin: str) -> Space:
     Raises:
         ConformanceError: there is no such twin.
     """
-    from conformance.checkpoints.shrink import shrink
     from conformance.checkpoints.twin_catalogue import TWINS
 
     entry = TWINS[twin_of(twin)]

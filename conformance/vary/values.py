@@ -112,19 +112,39 @@ def _heads(name: str, own: Any, config: Mapping[str, Any]) -> Values | None:
 
 def _head_dim(name: str, own: Any, config: Mapping[str, Any]) -> Values | None:
     """What the width divided by the heads is, and what it is not."""
-    derived = config["hidden_size"] // config["num_attention_heads"]
+    heads = config.get("num_attention_heads")
+    if not isinstance(heads, int) or not isinstance(config.get("hidden_size"), int):
+        return None  # heads of a state space have a size of their own
+    derived = config["hidden_size"] // heads
     return _named(name, (derived, 12), own if own is not None else derived)
 
 
 def _window(name: str, own: Any, config: Mapping[str, Any]) -> Values | None:
     if "use_sliding_window" in config:
-        layers = config.get("num_hidden_layers", 0)
-        on = {"use_sliding_window": True, name: _WINDOW}
-        return {
-            "in every layer": {**on, "max_window_layers": 0},
-            "in the last layer": {**on, "max_window_layers": layers - 1},
-        }
+        return _switched_window(name, config)
     return _named(name, (None, _WINDOW, _OTHER_WINDOW), own)
+
+
+def _switched_window(name: str, config: Mapping[str, Any]) -> Values:
+    """A window that a flag turns on, in the layers that the label says.
+
+    Architectures count ``max_window_layers`` from either end, so kinds of layers are stated too
+    where the config has them; without both the window is in every layer.
+    """
+    layers = config.get("num_hidden_layers", 0)
+    on = {"use_sliding_window": True, name: _WINDOW}
+    first = {"in every layer": 0}
+    if "max_window_layers" in config or "layer_types" in config:
+        first["in the last layer"] = layers - 1
+    values: dict[str, dict[str, Any]] = {}
+    for label, since in first.items():
+        values[label] = dict(on)
+        if "max_window_layers" in config:
+            values[label]["max_window_layers"] = since
+        if "layer_types" in config:
+            kinds = [_FULL] * since + [_SLIDING] * (layers - since)
+            values[label]["layer_types"] = kinds
+    return values
 
 
 def _layer_types(name: str, own: Any, config: Mapping[str, Any]) -> Values | None:

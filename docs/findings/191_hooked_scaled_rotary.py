@@ -1,0 +1,106 @@
+"""HookedTransformer ignores the scaling of rotary positions of Mistral and Qwen2.
+
+Exit status: 0 the defect shows, 1 it does not, 2 it does not apply to the installed versions.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+
+TOKENS = torch.arange(3, 19)[None]
+SIZES = {
+    **{"vocab_size": 50, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "intermediate_size": 40, "max_position_embeddings": 64},
+    **{"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0},
+}
+
+
+def save(folder: str, config: transformers.PretrainedConfig) -> None:
+    """A seeded random model, none of whose parameters is neutral, and a tokenizer of one word."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn_like(parameter)
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * noise)
+            else:
+                parameter.copy_(0.25 * noise)
+    model.save_pretrained(folder)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0}, unk_token="<s>"))
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="<s>", unk_token="<s>"
+    ).save_pretrained(folder)
+
+
+def serve(folder: str, name: str) -> None:
+    """Lay a saved checkpoint out as the hub's cache would be had it been downloaded."""
+    source, commit = Path(folder), "0" * 40
+    repository = source / "cache" / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for file in source.iterdir():
+        if file.is_file():
+            (snapshot / file.name).write_bytes(file.read_bytes())
+
+
+def difference(got: torch.Tensor, want: torch.Tensor) -> float:
+    """The largest difference, relative to the largest reference value."""
+    return float((got - want).abs().max() / want.abs().max())
+
+
+def off(kind: str, name: str, **changes: object) -> float:
+    """How far HookedTransformer's logits are from HuggingFace's."""
+    from transformer_lens import HookedTransformer
+
+    config = getattr(transformers, kind)(**{**SIZES, **changes})
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        save(folder, config)
+        serve(folder, name)
+        reference = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        hooked = HookedTransformer.from_pretrained_no_processing(
+            name,
+            tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
+            cache_dir=f"{folder}/cache",
+            local_files_only=True,
+            device="cpu",
+        )
+        return difference(hooked(TOKENS, prepend_bos=False), reference(TOKENS).logits)
+
+
+def main() -> int:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    print("transformer-lens", version("transformer-lens"), "transformers", version("transformers"))
+    if int(version("transformer-lens").split(".")[0]) > 3:
+        print("applies to TransformerLens before 4.0, which has no HookedTransformer")
+        return 2
+    shows = True
+    for kind, name in (
+        ("MistralConfig", "mistralai/Mistral-7B-v0.1"),
+        ("Qwen2Config", "Qwen/Qwen2-0.5B"),
+    ):
+        for rope in ("default", "linear", "yarn", "llama3"):
+            more = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if rope == "llama3" else {}
+            if rope != "default":
+                more |= {"factor": 4.0}
+            if rope in ("yarn", "llama3"):
+                more |= {"original_max_position_embeddings": 16}
+            moved = off(
+                kind, name, rope_parameters={"rope_type": rope, "rope_theta": 10000.0, **more}
+            )
+            print(f"{kind:<13} {rope:<7} logits differ by {moved:.1e}")
+            shows &= moved < 1e-4 if rope == "default" else moved > 1e-2
+    return 0 if shows else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
