@@ -32,6 +32,7 @@ _SIZES: Mapping[str, Any] = {
     # --- experts
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 5),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "experts_per_token", "moe_k"), 2),
+    "top_k_experts": 2,
     **dict.fromkeys(("moe_intermediate_size", "expert_dim"), _D_EXPERT),
     **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), _D_SHARED),
     # --- latent attention

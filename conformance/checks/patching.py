@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from conformance.prompts import Prompt
 
 _STREAM = ("resid_pre", "resid_mid", "resid_cross", "resid_post")
-_BRANCHES = ("attn_out", "mixer_out", "cross_attn_out", "mlp_out")
+_BRANCHES = ("attn_out", "mixer_out", "cross_attn_out", "mlp_out", "per_layer_out")
 
 
 class Patching(Check):
@@ -162,9 +162,15 @@ class Patching(Check):
     def _stream(self, sites: list[str], clean: torch.Tensor) -> Iterator[Comparison]:
         """The clean residual stream at every position: the clean logits, bit for bit."""
         for site in sites:
-            if parse(site).kind in _STREAM:
-                on = "corrupted (patched with the clean run at every position)"
-                yield from self._restored((site,), clean, on)
+            at = parse(site)
+            if at.kind not in _STREAM or at.layer is None:
+                continue
+            beside = self._subject.family.beside(at.kind, at.layer)
+            if beside is not None:
+                self.not_applicable(f"{site} restores the clean logits", beside)
+                continue
+            on = "corrupted (patched with the clean run at every position)"
+            yield from self._restored((site,), clean, on)
 
     def _restored(
         self,

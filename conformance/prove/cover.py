@@ -115,7 +115,7 @@ _PARTS = (
     *("qk_norm", "qk_norm_rotated", "rotary", "alibi", "sinks", "q_gated", "attn_gate"),
     *("gated", "experts", "shared", "shared_gate", "parallel", "mlp_reads_ln1", "post_norm"),
     *("norm_offset", "conv1d", "ln_final", "embed_ln", "embed_scaled", "pos_embed", "pos_offset"),
-    *("head", "encoder", "causal", "regular"),
+    *("head", "encoder", "causal", "regular", "v_norm", "kv_from", "per_layer", "stream_scale"),
 )
 _MULTIPLIERS = ("embed_multiplier", "residual_multiplier")
 #: What a config may state besides.
