@@ -104,6 +104,8 @@ def arguments(default: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     small |= _rope(stated)
     for name in getattr(default, "sub_configs", {}):
         inner = getattr(default, name, None)
+        if inner is None and name in changes:  # left out by default
+            inner = default.sub_configs[name]()
         if inner is not None:
             own = changes.get(name, {})
             if name in _TOWERS:
