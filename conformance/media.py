@@ -92,6 +92,25 @@ def _patches(config: Any) -> Made:
     return made, (side // merged) ** 2
 
 
+def _placed(merged: bool) -> Callable[[Any], Made]:
+    """Patches in a row, each with its column and line; as they are, or those of a token as one."""
+
+    def made(config: Any) -> Made:
+        import torch
+
+        vision, side = config.vision_config, 2
+        width = vision.patch_size
+        if merged:
+            width *= vision.pooling_kernel_size
+        else:
+            side *= vision.pooling_kernel_size
+        places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(-1)
+        pixels = _normal(1, side * side, 3 * width**2)
+        return {"pixel_values": pixels, "image_position_ids": places[None]}, 4
+
+    return made
+
+
 def _sound(mask: str, kept: int) -> Callable[[Any], Made]:
     """Mel frames, of which one in ``kept`` becomes a token."""
 
@@ -109,6 +128,8 @@ def _sound(mask: str, kept: int) -> Callable[[Any], Made]:
 #: Model type -> what an image or sound is to it.
 _MADE: Mapping[str, Callable[[Any], Made]] = {
     "gemma3": lambda config: _image(config, config.mm_tokens_per_image, 1),
+    "gemma4": _placed(merged=False),
+    "gemma4_unified": _placed(merged=True),
     "llava": _llava,
     "llava_next": _tiled(2),
     "llava_onevision": _tiled(1),
@@ -127,7 +148,10 @@ _MADE: Mapping[str, Callable[[Any], Made]] = {
 _TYPES: Mapping[str, str] = {
     "gemma3": "token_type_ids",
     **dict.fromkeys(
-        ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v"),
+        (
+            *("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v"),
+            *("gemma4", "gemma4_unified"),
+        ),
         "mm_token_type_ids",
     ),
 }

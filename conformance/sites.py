@@ -51,6 +51,7 @@ BLOCK_KINDS: tuple[SiteKind, ...] = (
     SiteKind("attn.v", _VALUES, "attn"),
     SiteKind("attn.q_normed", _HEADS, "attn"),
     SiteKind("attn.k_normed", _KV, "attn"),
+    SiteKind("attn.v_normed", _VALUES, "attn"),
     SiteKind("attn.rot_q", _HEADS, "attn"),
     SiteKind("attn.rot_k", _KV, "attn"),
     SiteKind("attn.scores", _SQUARE, "attn"),
@@ -76,6 +77,7 @@ BLOCK_KINDS: tuple[SiteKind, ...] = (
     SiteKind("mlp.post", _MLP, "mlp"),
     SiteKind("mlp.out", _RESID, "mlp"),
     SiteKind("mlp_out", _RESID, "mlp"),
+    SiteKind("per_layer_out", _RESID, "per_layer"),
     SiteKind("resid_post", _RESID, "wiring"),
 )
 

@@ -125,22 +125,23 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         if table is not None:
             out["pos_embed.W_pos"] = Weight(table, key)
     norm("embed_ln", fam.embed_ln)
-    whole = fam
+    whole, sizes = fam, d
     for layer in range(d.n_layers):
         fam = whole.of(layer)
         name = f"blocks.{layer}"
         for part in _NORMS:
             path = getattr(fam, part)
             norm(f"{name}.{part}", None if path is None else fam.at(path, layer))
+        d = sizes.of(layer)
         if fam.attn:
             _attention(out, f"{name}.attn", layer, parameters, fam, d, linear)
         if fam.cross:
             own = {part: getattr(fam, f"cross_{part}") for part in "qkvo"}
             crossing = dataclasses.replace(fam, attn=fam.cross, qkv=None, **own)
             _attention(out, f"{name}.cross_attn", layer, parameters, crossing, d, linear)
-        if fam.q_norm and fam.k_norm:
-            norm(f"{name}.attn.q_norm", fam.at(fam.q_norm, layer))
-            norm(f"{name}.attn.k_norm", fam.at(fam.k_norm, layer))
+        for part in ("q_norm", "k_norm", "v_norm"):
+            path = getattr(fam, part)
+            norm(f"{name}.attn.{part}", None if path is None else fam.at(path, layer))
         norm(f"{name}.attn.o_norm", None if fam.o_norm is None else fam.at(fam.o_norm, layer))
         down_norm = None if fam.down_norm is None else fam.at(fam.down_norm, layer)
         norm(f"{name}.mlp.down_norm", down_norm)
@@ -153,7 +154,7 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
                     dense(f"{name}.mlp.shared", f"{shared}.{part}_proj", w, f"b{w[1:]}")
             if fam.shared_gate:
                 dense(f"{name}.mlp", fam.at(fam.shared_gate, layer), "W_shared", "b_shared")
-        elif fam.gate_up:
+        if fam.gate_up:
             key, weight = linear(fam.at(fam.gate_up, layer))
             gate, up = weight.T.chunk(2, dim=-1)
             out[f"{name}.mlp.W_gate"] = Weight(gate, key)
@@ -198,7 +199,8 @@ def _as_they_are(
     fam: Family,
 ) -> None:
     """Parameters that have no canonical form keep their name and their shape."""
-    kept = {"mixer": fam.mixer, **{path: path for path in fam.unnamed}}
+    named = (fam.stream_scale, *fam.unnamed)
+    kept = {"mixer": fam.mixer, **{path: path for path in named if path}}
     for part, path in kept.items():
         if path is None:
             continue
@@ -233,6 +235,8 @@ def _attention(
                 out[f"{name}.b_{letter}"] = Weight(biases[i], f"{path}.bias")
     elif fam.q:
         for part, count in counts.items():
+            if getattr(fam, part) is None:
+                continue  # another layer's, or made of what another projection gives
             path = fam.at(getattr(fam, part), layer)
             key, weight = linear(path)
             bias = parameters.get(f"{path}.bias")

@@ -32,6 +32,7 @@ _SIZES: Mapping[str, Any] = {
     # --- experts
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 5),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "experts_per_token", "moe_k"), 2),
+    "top_k_experts": 2,
     **dict.fromkeys(("moe_intermediate_size", "expert_dim"), _D_EXPERT),
     **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), _D_SHARED),
     # --- latent attention
@@ -105,6 +106,8 @@ def arguments(default: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     small |= _rope(stated)
     for name in getattr(default, "sub_configs", {}):
         inner = getattr(default, name, None)
+        if inner is None and name in changes:  # left out by default
+            inner = default.sub_configs[name]()
         if inner is not None:
             own = changes.get(name, {})
             if name in _TOWERS:

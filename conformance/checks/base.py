@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from conformance.recall import Recall
     from conformance.reference import Reference
 
+#: How the library says that a layer's heads are not of the model's size, and that its weights are
+#: to be read otherwise.
+DECLINES = "PerLayerGeometryError"
+
 #: What a subject's forward pass is: the reference's modes.
 PassMode = Literal["plain", "blocks", "components", "processed"]
 
@@ -131,6 +135,9 @@ class Check(ABC):
         except Exception as error:
             if is_ours(error):
                 raise
+            if type(error).__name__ == DECLINES:
+                self.not_applicable(doing, f"the library declines: {error}")
+                return
             note = f"{doing} raised {type(error).__name__}: {error}"
             self.comparisons.append(structure(site, note))
 

@@ -359,7 +359,7 @@ class Generation(Check):
             key = f"{decoder.keys}/{layer}"
             on = f"the cache after {ALONE}"
             site = at + ("rot_k" if rotary and decoder.keys == "keys" else "k")
-            keys, values = (once(t, context.subject.dims) for t in held)
+            keys, values = (once(t, context.subject.dims.of(layer)) for t in held)
             yield agree(stored, key, keys, site=site, on=on, row_dims=2)
             yield agree(stored, f"values/{layer}", values, site=at + "v", on=on, row_dims=2)
             if fam.encoder:
@@ -376,7 +376,7 @@ def _crossed(
         yield structure(at + "k", "the cache holds nothing of this layer", ALONE)
         return
     for what, kind, own in zip(("keys", "values"), "kv", held, strict=True):
-        shown = once(own, context.subject.dims)
+        shown = once(own, context.subject.dims.of(layer))
         key = f"cross_{what}/{layer}"
         yield agree(stored, key, shown, site=at + kind, on=on, row_dims=2)
 

@@ -31,6 +31,9 @@ _ON = "sixteen, gradient of the loss"
 #: Parts of a block in the order in which gradients reach them; what is longer is more precise.
 _BACKWARDS = (
     "resid_post",
+    "post_per_layer_input_norm.",
+    "per_layer_projection.",
+    "per_layer_input_gate.",
     "ln2_post.",
     "mlp.W_out",
     "mlp.b_out",

@@ -26,7 +26,8 @@ BEFORE: Mapping[str, tuple[str, ...]] = {
     "attn.rot_k": ("attn.scores", "attn.pattern"),
     "attn.scores": ("attn.pattern", "attn.z"),
     "attn.pattern": ("attn.z",),
-    "attn.v": ("attn.z",),
+    "attn.v": ("attn.v_normed", "attn.z"),
+    "attn.v_normed": ("attn.z",),
     "attn.z": ("attn.out", "attn_out"),
     "attn.out": ("attn_out",),
     "attn_out": ("resid_mid", "resid_post"),
@@ -37,7 +38,8 @@ BEFORE: Mapping[str, tuple[str, ...]] = {
     "mlp.post": ("mlp.out", "mlp_out"),
     "mlp.router_logits": ("mlp.out", "mlp_out"),
     "mlp.out": ("mlp_out",),
-    "mlp_out": ("resid_post",),
+    "mlp_out": ("per_layer_out", "resid_post"),
+    "per_layer_out": ("resid_post",),
 }
 
 #: The same where norms of queries and keys read what is rotated already.
@@ -121,7 +123,9 @@ def shape(
 ) -> tuple[int, ...]:
     """What ``hook.axes`` come to on a prompt."""
     batch, pos = prompt.tokens.shape
+    site = parse(hook.site) if is_site(hook.site) else None
     d = context.reference.dims
+    d = d if site is None or site.layer is None else d.of(site.layer)
     sizes = {"batch": batch, "pos": pos, "query": pos, "key": pos, "token": batch * pos, "one": 1}
     sizes |= {"head": d.n_heads, "kv_head": d.n_kv_heads, "d_head": d.d_head}
     sizes["d_head_v"] = d.d_head_v

@@ -45,6 +45,7 @@ class Lens(Check):
 
 
 _NORMED_SUMS = "norms stand in the residual stream: it is no sum of parts"
+_SCALED_SUMS = "each block multiplies the whole residual stream: it is no sum of parts"
 _NOT_LINEAR = "what lies between the final norm and the unembedding is not linear"
 
 
@@ -71,8 +72,9 @@ class _Lens(Reading):
             yield self.logit_lens
         else:
             self.check.not_applicable("logit lens", _NOT_LINEAR)
-        if self.fam.post_norm:
-            self.check.not_applicable("decompose_resid", _NORMED_SUMS)
+        if not self.fam.summed:
+            reason = _NORMED_SUMS if self.fam.post_norm else _SCALED_SUMS
+            self.check.not_applicable("decompose_resid", reason)
         elif self.fam.everywhere("attn_out") and self.fam.everywhere("mlp_out"):
             yield self.decomposed
         else:
@@ -206,7 +208,7 @@ class _Lens(Reading):
 
     def neuron_results(self) -> Iterator[Comparison]:
         """``get_neuron_results`` and ``stack_neuron_results``: each neuron's part of the MLP's."""
-        if self.fam.moe:
+        if self.fam.moe and not self.fam.has_neurons:
             reason = "neurons live inside experts, each on its own tokens"
             self.check.not_applicable("neuron results", reason)
             return

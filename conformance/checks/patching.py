@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from conformance.prompts import Prompt
 
 _STREAM = ("resid_pre", "resid_mid", "resid_cross", "resid_post")
-_BRANCHES = ("attn_out", "mixer_out", "cross_attn_out", "mlp_out")
+_BRANCHES = ("attn_out", "mixer_out", "cross_attn_out", "mlp_out", "per_layer_out")
 
 
 class Patching(Check):
@@ -162,14 +162,16 @@ class Patching(Check):
 
     def _stream(self, sites: list[str], clean: torch.Tensor) -> Iterator[Comparison]:
         """The clean residual stream at every position: the clean logits, bit for bit."""
-        beside = [i for i, own in enumerate(self._subject.family.layers) if own.reads_embedding]
         for site in sites:
-            if parse(site).kind in _STREAM and _knows_all(site, beside):
-                on = "corrupted (patched with the clean run at every position)"
-                yield from self._restored((site,), clean, on)
-        if beside:
-            reason = f"up to layer {beside[-1]} the embedding is read beside the stream"
-            self.not_applicable("the clean stream gives the clean logits", reason)
+            at = parse(site)
+            if at.kind not in _STREAM or at.layer is None:
+                continue
+            beside = self._subject.family.beside(at.kind, at.layer)
+            if beside is not None:
+                self.not_applicable(f"{site} restores the clean logits", beside)
+                continue
+            on = "corrupted (patched with the clean run at every position)"
+            yield from self._restored((site,), clean, on)
 
     def _restored(
         self,
@@ -404,14 +406,3 @@ def _edits(row: Row) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
         site: (lambda value, edit=edit: edit(value[0])[None])  # type: ignore[misc]
         for site, edit in row.items()
     }
-
-
-def _knows_all(site: str, beside: Sequence[int]) -> bool:
-    """Whether nothing after a site of the stream reads the embedding beside it.
-
-    Args:
-        beside: the layers that do.
-    """
-    where = parse(site)
-    first = (where.layer or 0) + (where.kind == "resid_post")
-    return all(layer < first for layer in beside)

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 _PROMPTS = ("sixteen", "padded_left", "long")
 _LONG = "long"
 
-_KINDS = ("q", "k", "v", "q_normed", "k_normed", "rot_q", "rot_k", "scores", "pattern", "z")
+_KINDS = (
+    *("q", "k", "v", "q_normed", "k_normed", "v_normed", "rot_q", "rot_k"),
+    *("scores", "pattern", "z"),
+)
 
 Views = dict[str, "torch.Tensor"]
 
@@ -141,8 +144,10 @@ class _Judged:
         yield self.rows()
         yield self.softmax()
         yield from self.scores()
-        absent = self.context.reference.family.absent(self.layer)
-        if not {f"{self.part}.v", f"{self.part}.z"} & set(absent):
+        fam = self.context.reference.family
+        absent, own = fam.absent(self.layer), fam.of(self.layer)
+        elsewhere = own.v_norm or own.kv_from is not None
+        if f"{self.part}.z" not in absent and (f"{self.part}.v" not in absent or elsewhere):
             yield self.mixed()
 
     def _view(self, kind: str) -> torch.Tensor:
@@ -170,7 +175,7 @@ class _Judged:
             reference=reference,
             config=None,
             family=own,
-            dims=reference.dims,
+            dims=reference.dims.of(self.layer),
             weights=self._weights,
             site=None,
             prompts=(self.prompt.name,),
@@ -267,7 +272,7 @@ class _Judged:
         """z is the mix of the values shown by the pattern shown."""
         from conformance.diagnose.formulas import values
 
-        group = self.context.reference.dims.group
+        group = self.own.evidence.dims.group
         v = values(self.own, self.formula.clip).repeat_interleave(group, dim=2)
         due, keep = self.formula.mixed(self.own, v), self.prompt.valid[:, :, None, None]
         note = "z = pattern @ v" + (", normed" if self.formula.o_norm else "")

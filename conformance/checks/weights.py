@@ -14,7 +14,7 @@ import einops
 import torch
 
 from conformance import bounds
-from conformance.checks.base import Check, Context, structure
+from conformance.checks.base import DECLINES, Check, Context, structure
 from conformance.metrics import difference
 from conformance.records import Comparison
 from conformance.weights import Weight, canonical
@@ -60,7 +60,7 @@ class Weights(Check):
             for name in port:
                 if name not in held:
                     yield structure(name, "the checkpoint has this weight, the port does not")
-        yield from _accessors(context, port)
+        yield from self._accessors(context, port)
         self.metrics |= {
             "parameters": len(context.parameters),
             "canonical": len(expected),
@@ -91,6 +91,32 @@ class Weights(Check):
         for key in known:
             if key not in held:
                 yield structure(key, "the checkpoint has this parameter, the port does not")
+
+    def _accessors(self, context: Context, port: Mapping[str, Any]) -> Iterable[Comparison]:
+        """``model.W_Q`` and its like: stacked over layers, grouped heads repeated."""
+        subject = context.subject
+        d = subject.dims
+        for name, get in subject.accessors():
+            shown = f"model.{name}" if "." not in name else name.replace("blocks.", "model.blocks.")
+            expected = _accessor_value(name, port, d, grouped=False)
+            if expected is None:
+                continue
+            try:
+                found = get()
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                if type(error).__name__ == DECLINES:
+                    self.not_applicable(shown, f"the library declines: {error}")
+                else:
+                    note = f"the accessor raised {type(error).__name__}: {error}"
+                    yield structure(shown, note)
+                continue
+            if not isinstance(found, torch.Tensor):
+                yield structure(shown, f"the accessor gave {type(found).__name__}, not a tensor")
+                continue
+            if found.shape != expected[0].shape and name.endswith(("K", "V")):
+                # Both layouts are documented: one entry per key/value head, or per query head.
+                expected = _accessor_value(name, port, d, grouped=True) or expected
+            yield _equal(shown, expected[0], found.detach(), expected[1])
 
 
 #: Said of a parameter that our description of the architecture does not cover.
@@ -195,29 +221,6 @@ def renamed_modules(fam: Family, d: Dims) -> dict[str, str]:
     return found
 
 
-def _accessors(context: Context, port: Mapping[str, Any]) -> Iterable[Comparison]:
-    """``model.W_Q`` and its like: stacked over layers, grouped heads repeated."""
-    subject = context.subject
-    d = subject.dims
-    for name, get in subject.accessors():
-        shown = f"model.{name}" if "." not in name else name.replace("blocks.", "model.blocks.")
-        expected = _accessor_value(name, port, d, grouped=False)
-        if expected is None:
-            continue
-        try:
-            found = get()
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            yield structure(f"{shown}", f"the accessor raised {type(error).__name__}: {error}")
-            continue
-        if not isinstance(found, torch.Tensor):
-            yield structure(shown, f"the accessor gave {type(found).__name__}, not a tensor")
-            continue
-        if found.shape != expected[0].shape and name.endswith(("K", "V")):
-            # Both layouts are documented: one entry per key/value head, or per query head.
-            expected = _accessor_value(name, port, d, grouped=True) or expected
-        yield _equal(shown, expected[0], found.detach(), expected[1])
-
-
 def _accessor_value(
     name: str, port: Mapping[str, Any], d: Dims, *, grouped: bool
 ) -> tuple[torch.Tensor, bool] | None:
@@ -240,11 +243,12 @@ def _accessor_value(
         if weight is None:
             return None
         tensor = weight.tensor
+        own = d.of(int(key.split(".")[1])) if key.startswith("blocks.") else d
         if key.endswith(("W_K", "W_V", "b_K", "b_V")):
             if grouped and tensor.shape[0] == d.n_heads:
-                tensor = tensor[:: d.group]
+                tensor = tensor[:: own.group]
             elif not grouped and tensor.shape[0] != d.n_heads:
-                tensor = tensor.repeat_interleave(d.group, dim=0)
+                tensor = tensor.repeat_interleave(own.group, dim=0)
         return tensor, weight.derived
 
     if name in whole:
@@ -254,6 +258,6 @@ def _accessor_value(
     part = "attn" if name[-1] in "QKVO" else "mlp"
     layers = [one(f"blocks.{i}.{part}.{name}") for i in range(d.n_layers)]
     found = [x for x in layers if x is not None]
-    if len(found) < d.n_layers:
+    if len({tuple(x[0].shape) for x in found}) != 1 or len(found) < d.n_layers:
         return None
     return torch.stack([t for t, _ in found]), any(x for _, x in found)

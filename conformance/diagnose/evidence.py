@@ -297,7 +297,7 @@ def evidence(
         reference=reference,
         config=config,
         family=reference.family if layer is None else reference.family.of(layer),
-        dims=reference.dims,
+        dims=reference.dims if layer is None else reference.dims.of(layer),
         weights=Weights(reference),
         site=site,
         prompts=tuple(p.name for p in reference.prompts if p.name in names),

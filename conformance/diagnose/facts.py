@@ -154,6 +154,8 @@ def attention_scale(config: Any, fam: Family, d: Dims, layer: int) -> tuple[floa
     scalar = first(config, "query_pre_attn_scalar")
     if scalar is not None:
         return float(scalar) ** -0.5, f"1/sqrt(query_pre_attn_scalar = {scalar})"
+    if fam.unscaled:
+        return 1.0, "1: products are not scaled"
     if fam.relative:
         return 1.0, "1: products are not scaled, the initial weights are"
     if fam.architecture == "GPTNeoForCausalLM" or getattr(config, "scale_attn_weights", True) in (

@@ -186,6 +186,7 @@ def right(evidence: Evidence, layer: int) -> Formula:
 def compute(scene: Scene, f: Formula, since: Stage, until: Stage) -> Predicted:
     """Values at the sites of stage ``until``, recomputed from the reference's before ``since``."""
     d, fam = scene.evidence.dims, _family(scene)
+    shared = fam.kv_from is not None  # keys come rotated from another layer
     if since > Stage.ROTATED and fam.qk_norm_rotated:
         q, k = scene.truth("attn.q_normed"), scene.truth("attn.k_normed")
     elif since > Stage.ROTATED and fam.rotary:
@@ -200,8 +201,9 @@ def compute(scene: Scene, f: Formula, since: Stage, until: Stage) -> Predicted:
     else:
         q, k = _before_rotation(scene, f, since)
         if until == Stage.NORMED:
-            return {"attn.q_normed": q, "attn.k_normed": k}
+            return {"attn.q_normed": q, **({} if shared else {"attn.k_normed": k})}
         q, k = _rotated(scene, f, *(_clipped(t, f.clip) for t in (q, k)))
+        k = scene.truth("attn.rot_k") if shared else k
         if until == Stage.ROTATED:
             return {"attn.rot_q": q, "attn.rot_k": k}
     if since > Stage.SCORES:
@@ -266,6 +268,10 @@ class Asked:
 
 def _before_rotation(scene: Scene, f: Formula, since: Stage) -> tuple[torch.Tensor, torch.Tensor]:
     fam = _family(scene)
+    if fam.kv_from is not None:  # keys come rotated: what stands for them here is not read
+        q = scene.truth("attn.q_normed" if since > Stage.NORMED else "attn.q")
+        q = q if since > Stage.NORMED or f.q_norm is None else f.q_norm(q, scene)
+        return q, q
     if fam.qk_norm is not None and since > Stage.NORMED:
         return scene.truth("attn.q_normed"), scene.truth("attn.k_normed")
     return _normed(scene, f, scene.truth("attn.q"), scene.truth("attn.k"))
@@ -300,7 +306,12 @@ def _clipped(t: torch.Tensor, bound: float | None) -> torch.Tensor:
 
 def values(scene: Scene, bound: float | None) -> torch.Tensor:
     """Values as they are mixed, [batch, pos, kv_head, d_head]."""
-    return _clipped(scene.truth("attn.v"), bound)
+    fam, layer = _family(scene), scene.layer
+    if fam.kv_from is not None:
+        layer, fam = fam.kv_from, scene.evidence.reference.family.of(fam.kv_from)
+    kind = "attn.v_normed" if fam.v_norm else "attn.v"
+    site = f"blocks.{layer}.{kind}"
+    return _clipped(scene.evidence.truth(scene.name, site).double(), bound)
 
 
 def gate(scene: Scene) -> torch.Tensor | float:

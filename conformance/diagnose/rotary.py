@@ -102,6 +102,10 @@ class Setting:
             scaled, radius = plain, 1.0
         elif self.kind == "linear":
             scaled, radius = plain / float(self.parameters["factor"]), 1.0
+        elif self.kind == "proportional":  # the fastest turn, the others stay (Gemma 4)
+            part = float(self.parameters.get("partial_rotary_factor", 1.0))
+            turned = torch.arange(len(plain)) < int(part * (dim or self.dim) // 2)
+            scaled, radius = plain * turned / float(self.parameters.get("factor", 1.0)), 1.0
         elif self.kind == "llama3":
             scaled, radius = _llama3(plain, self.parameters), 1.0
         elif self.kind == "dynamic" and self.parameters.get("alpha"):  # Hunyuan's
@@ -181,6 +185,8 @@ def setting(config: Any, fam: Family, d: Dims, layer: int) -> Setting | None:
     if fam.architecture in ("GPTJForCausalLM", "CodeGenForCausalLM"):
         return Setting(10000.0, int(config.rotary_dim or d.d_head), "default", {}, layout)
     part = float(parameters.get("partial_rotary_factor") or 1.0)
+    if parameters.get("rope_type") == "proportional":
+        part = 1.0
     return Setting(
         float(parameters.get("rope_theta", 10000.0)),
         int(d.d_head * part),

@@ -146,6 +146,12 @@ def sum_step(evidence: Evidence, kind: str, layer: int) -> Step | None:
         terms = ("resid_pre", "attn_out")
     else:
         terms = ("resid_pre", "attn_out", "mlp_out")
+        terms += ("per_layer_out",) if fam.per_layer_out else ()
+
+    def times(scene: Scene) -> torch.Tensor | float:
+        """What the block's end is multiplied by."""
+        scale = None if fam.stream_scale is None else scene.weight(fam.stream_scale)
+        return 1.0 if scale is None else scale
 
     def by(weights: dict[str, float]) -> Callable[[Scene], Predicted]:
         def predict(scene: Scene) -> Predicted:
@@ -157,13 +163,18 @@ def sum_step(evidence: Evidence, kind: str, layer: int) -> Step | None:
         total = torch.zeros_like(scene.truth(kind))
         for term in terms:
             total = total + weights.get(term, 1.0) * scene.truth(term)
-        return total
+        return total * times(scene) if kind == "resid_post" else total
 
     def carried(scene: Scene, total: torch.Tensor) -> Predicted:
         """The sum, and what the block's end then is."""
         shown = kind == "resid_mid" and evidence.shows(f"blocks.{layer}.mlp_out")
         added = scene.subject("mlp_out") if shown else None
-        return {kind: total} if added is None else {kind: total, "resid_post": total + added}
+        if added is not None and fam.per_layer_out:
+            also = scene.subject("per_layer_out")
+            added = None if also is None else added + also
+        if added is None:
+            return {kind: total}
+        return {kind: total, "resid_post": (total + added) * times(scene)}
 
     def aside(scene: Scene) -> Predicted:
         """The MLP reads the block's input; the block's end adds everything all the same."""
@@ -178,6 +189,7 @@ def sum_step(evidence: Evidence, kind: str, layer: int) -> Step | None:
             "resid_pre": "the block's input",
             "attn_out": "attention's output",
             "mlp_out": "the MLP's output",
+            "per_layer_out": "the token's embedding of this layer",
             "embed": "the embedding",
             "pos_embed": "the position",
         }[term]
@@ -199,6 +211,13 @@ def sum_step(evidence: Evidence, kind: str, layer: int) -> Step | None:
                 1.0,
                 (0.5, 2.0, 2**-0.5),
                 positive=False,
+            )
+        if kind == "resid_post" and fam.stream_scale:
+            yield Proposal(
+                "stream_scale_missing",
+                f"is not multiplied by {fam.stream_scale} at the block's end",
+                lambda s: {kind: summed(s, {}) / times(s)},
+                implies=("residual_scale", "scaled"),
             )
         if kind == "resid_post":
             yield Fitted(

@@ -505,7 +505,8 @@ def keeping_heads(fam: Family, scope: Scope) -> list[int]:
     """Layers whose cache holds keys and values of heads: the decoder's, where there are two
     stacks."""
     layers = [i for i in scope.layers if i >= fam.encoder]
-    return [i for i in layers if fam.of(i).attn and (fam.of(i).q or fam.of(i).qkv)]
+    kinds = {i: fam.of(i) for i in layers}
+    return [i for i, o in kinds.items() if o.attn and (o.q or o.qkv) and o.kv_from is None]
 
 
 def kept(fam: Family, tokens: torch.Tensor) -> int:
@@ -533,12 +534,12 @@ def _cache(
         ):
             for layer in found:
                 held = part.layers[layer - fam.encoder]
-                yield f"{prefix}keys/{layer}", _held(held.keys, model)
-                yield f"{prefix}values/{layer}", _held(held.values, model)
+                yield f"{prefix}keys/{layer}", _held(held.keys, model, layer)
+                yield f"{prefix}values/{layer}", _held(held.values, model, layer)
         return
     for layer in found:
         for what in ("keys", "values"):
-            yield f"{what}/{layer}", _held(getattr(cache.layers[layer], what), model)
+            yield f"{what}/{layer}", _held(getattr(cache.layers[layer], what), model, layer)
     own = {i: fam.of(i) for i in found}
     sites = {
         f"blocks.{i}.attn.{'k' if o.qk_norm is None else 'k_normed'}": i for i, o in own.items()
@@ -554,9 +555,9 @@ def _cache(
         yield f"unrotated/{layer}", seen[site][0].clamp(-clip, clip)
 
 
-def _held(held: torch.Tensor, model: HuggingFaceModel) -> torch.Tensor:
+def _held(held: torch.Tensor, model: HuggingFaceModel, layer: int) -> torch.Tensor:
     """[1, kv_head, pos, d_head] -> [pos, kv_head, d_head]."""
-    return once(held[0].transpose(0, 1), model.dims).contiguous()
+    return once(held[0].transpose(0, 1), model.dims.of(layer)).contiguous()
 
 
 EXPERIMENT = Generation()

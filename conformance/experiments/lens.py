@@ -49,7 +49,7 @@ def cut(scope: Scope, prompt: Prompt, fam: Family) -> Prompt:
 def components(layers: int, fam: Family) -> list[str]:
     """The sites that add up to the last residual stream, in order."""
     embeds = ["embed"] if "pos_embed" in fam.absent() else ["embed", "pos_embed"]
-    kinds = ("attn_out", "mixer_out", "mlp_out")
+    kinds = ("attn_out", "mixer_out", "mlp_out", "per_layer_out")
     parts = [f"blocks.{i}.{k}" for i in range(layers) for k in kinds if k not in fam.absent(i)]
     return [*embeds, *parts]
 
@@ -105,7 +105,7 @@ class Lens(Experiment):
             with torch.no_grad(), model.session():
                 w_u = weights["unembed.W_U"].tensor
                 direction = w_u[:, right] - w_u[:, wrong]
-                if not fam.post_norm:
+                if fam.summed:
                     yield "attributions", _attributions(on, seen, config, direction.double())
         for layer in on.scope.layers if fam.regular else ():
             at = f"blocks.{layer}"

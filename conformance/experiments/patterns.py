@@ -35,7 +35,9 @@ class Patterns(Experiment):
         whole = _config(on)
         config = whole.get_text_config()
         fam, d = family(whole.architectures[0], whole), dims(whole)
-        scales = [facts.attention_scale(config, fam, d, i)[0] for i in range(d.n_layers)]
+        scales = [
+            facts.attention_scale(config, fam.of(i), d.of(i), i)[0] for i in range(d.n_layers)
+        ]
         yield "scale", torch.tensor(scales, dtype=torch.float64)
         for i in range(d.n_layers):
             found = facts.temperature(config, fam.of(i))

@@ -17,6 +17,7 @@ from conformance.families import (
     experts,
     latent,
     multimodal,
+    per_layer,
     recurrent,
     seq2seq,
 )
@@ -34,6 +35,7 @@ _FAMILIES: Mapping[str, Family | Callable[[Any], Family]] = {
     **encoders.FAMILIES,
     **experts.FAMILIES,
     **latent.FAMILIES,
+    **per_layer.FAMILIES,
     **recurrent.FAMILIES,
     **multimodal.FAMILIES,
     **seq2seq.FAMILIES,

@@ -64,13 +64,18 @@ class Family:
             One module may be both: queries' first.
         q_multiplier: what queries are multiplied by after their norm; ``attn.q_normed`` is then.
         qk_norm_rotated: the norms read what is rotated already.
+        v_norm: norm of the values over each head, [batch, pos, head, d_head].
+        kv_from: the layer whose rotated keys and mixed values serve this one too, which has none of
+            its own (``k`` and ``v`` are None). With ``k`` and without ``v``, values are made of
+            what ``k`` gives.
         o_norm: norm over all heads' outputs at once, before ``o``; ``z`` is what it returns.
         down_norm: norm of the MLP's activations before ``down``; ``post`` is what it returns.
         mlp: the module whose input is the MLP's (None: a block has none); ``up``, ``down`` its
             projections, ``gate`` if gated, or ``gate_up`` fused (gate first).
         mlp_contribution: module whose output is added to the residual stream, if it is not
             ``mlp`` itself (blocks whose MLP module also adds the residual).
-        router, experts: mixture of experts; ``expert_layout`` says how experts are stored.
+        router, experts: mixture of experts; ``expert_layout`` says how experts are stored. With
+            ``down``, they stand beside an MLP: both are added.
         expert_names: what the experts' parameters are called: gate and up, down; the modules of
             one expert's projections, ``{e}`` for its number, where each expert is a module.
         router_output: which of the router's outputs are its logits.
@@ -92,6 +97,7 @@ class Family:
             al. 2020); the path of the table in the first block of a stack, whose others use it too.
         q_gated: the projection of queries gives, for each head, its query and then a gate whose
             sigmoid multiplies the head's output (``W_QG``; ``attn.z`` is after it).
+        unscaled: products of queries and keys are scores as they are.
         sinks: parameter of per-head attention sinks, relative to ``attn``.
         conv1d: weights are stored [in, out] (HuggingFace's ``Conv1D``).
         norm_offset: norms multiply by 1 + weight (Gemma).
@@ -101,10 +107,13 @@ class Family:
             are added to the residual stream (Granite).
         attn_multiplier: what attention's output alone is multiplied by (Falcon H1).
         mlp_multiplier: what the MLP's last projection is multiplied by inside its module.
+        per_layer, per_layer_out: the first and the last module of a branch after the MLP's that
+            adds a token's embedding of this layer to the stream (Gemma 3n).
+        stream_scale: the parameter or buffer that a block's sum is multiplied by at its end.
         unnamed: modules or parameters, relative to the block, that TransformerLens has no name
             for (a latent projection, say): they keep HuggingFace's.
-        towers: modules beside the language model that make embeddings of images or sounds: their
-            parameters keep HuggingFace's names.
+        towers: modules beside the blocks that make embeddings of images or sounds, or of tokens for
+            each layer: their parameters keep HuggingFace's names.
         reads_embedding: the block reads the embedding beside the stream, which thus is not all that
             later layers know.
         layers: where layers differ, one description for each; empty where all are alike.
@@ -157,6 +166,8 @@ class Family:
     qk_norm: Literal["per_head", "per_head_transposed", "full"] | None = None
     qk_norm_rotated: bool = False
     q_multiplier: float = 1.0
+    v_norm: str | None = None
+    kv_from: int | None = None
     o_norm: str | None = None
     down_norm: str | None = None
     up: str | None = None
@@ -182,6 +193,7 @@ class Family:
     alibi: bool = False
     relative: str | None = None
     q_gated: bool = False
+    unscaled: bool = False
     sinks: str | None = None
     tiled: bool = False
     indexed: bool = False
@@ -194,6 +206,9 @@ class Family:
     residual_multiplier: float = 1.0
     attn_multiplier: float = 1.0
     mlp_multiplier: float = 1.0
+    per_layer: str | None = None
+    per_layer_out: str | None = None
+    stream_scale: str | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
     towers: tuple[str, ...] = ()
@@ -250,16 +265,43 @@ class Family:
 
         What TransformerLens says of heads and circuits holds for such models only.
         """
-        return all(f.attn and (f.q or f.qkv) and f.mlp for f in self.every)
+        return all(f.attn and ((f.q and f.v) or f.qkv) and f.mlp for f in self.every)
+
+    @property
+    def summed(self) -> bool:
+        """Whether the stream is the sum of what was added to it, each part as it was added."""
+        return not any(f.post_norm or f.stream_scale for f in self.every)
 
     def at(self, path: str, layer: int) -> str:
         """Full module path of something inside block ``layer``."""
         base = self.block.format(l=layer)
         return f"{base}.{path}" if path else base
 
+    def beside(self, kind: str, layer: int) -> str | None:
+        """What later blocks are given that does not come through the stream at a site; None where
+        the stream is all.
+
+        Args:
+            kind: ``resid_pre``, ``resid_mid``, ``resid_cross`` or ``resid_post``.
+        """
+        began = layer + (kind != "resid_pre")  # layers whose keys and values there are already
+        for own in self.layers[layer + (kind == "resid_post") :]:
+            if own.reads_embedding:
+                return "later blocks read the embedding beside the stream"
+            if own.per_layer:
+                return "later blocks are given an embedding of each token beside the stream"
+            if own.kv_from is not None and own.kv_from < began:
+                return "later blocks read keys and values of a layer before"
+        return None
+
     @property
     def moe(self) -> bool:
         return self.experts is not None
+
+    @property
+    def has_neurons(self) -> bool:
+        """Whether the block has an MLP's hidden layer that every token uses."""
+        return self.down is not None
 
     @property
     def gated(self) -> bool:
@@ -298,12 +340,17 @@ def _absent(fam: Family) -> dict[str, str]:
     missing(fam.ln1 is None, "attention reads the residual stream without a norm", "ln1")
     missing(fam.qk_norm is None, "queries are not normalised", "attn.q_normed")
     missing(fam.qk_norm is None, "keys are not normalised", "attn.k_normed")
+    missing(fam.v_norm is None, "values are not normalised", "attn.v_normed")
     missing(not fam.rotary, "queries are not rotated", "attn.rot_q")
     missing(not fam.rotary, "keys are not rotated", "attn.rot_k")
     missing(fam.ln1_post is None, "the same tensor as attn_out: no norm after", "attn.out")
     joint = "queries, keys and values are not one projection each"
     missing(fam.q is None and fam.qkv is None, joint, "attn.q", "attn.k")
     missing(fam.q is None and fam.qkv is None and fam.kv_latent is None, joint, "attn.v")
+    same = "values are made of what the projection of keys gives"
+    missing(fam.k is not None and fam.v is None, same, "attn.v")
+    another = f"keys and values are those of layer {fam.kv_from}"
+    missing(fam.kv_from is not None, another, "attn.k", "attn.v", "attn.k_normed", "attn.v_normed")
     missing(fam.o is None, "no one projection reads what the heads mix", "attn.z")
     missing(fam.attn is None, "the block has no attention", *OF_ATTENTION)
     missing(fam.mixer is None, "the block has no mixer but attention", "mixer_out")
@@ -313,16 +360,17 @@ def _absent(fam: Family) -> dict[str, str]:
     missing(not fam.moe, "the MLP is dense", "mlp.router_logits")
     missing(not fam.gated, "the MLP is not gated", "mlp.pre_linear")
     inside = "activations live inside experts, each on its own tokens"
-    missing(fam.moe, inside, *_NEURONS)
-    missing(fam.down is None and not fam.moe, "the MLP is one module", *_NEURONS)
+    missing(fam.moe and not fam.has_neurons, inside, *_NEURONS)
+    missing(not fam.has_neurons and not fam.moe, "the MLP is one module", *_NEURONS)
+    missing(fam.per_layer is None, "no embedding of a token for each layer", "per_layer_out")
     missing(fam.mlp is None, "the block has no MLP", *_MLP, "resid_mid", "ln2")
     return {**reasons, **fam.notes}
 
 
 #: Kinds of site that only attention has.
 OF_ATTENTION = (
-    *("attn.q", "attn.k", "attn.v", "attn.q_normed", "attn.k_normed", "attn.rot_q", "attn.rot_k"),
-    *("attn.scores", "attn.pattern", "attn.z", "attn.out", "attn_out"),
+    *("attn.q", "attn.k", "attn.v", "attn.q_normed", "attn.k_normed", "attn.v_normed"),
+    *("attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern", "attn.z", "attn.out", "attn_out"),
 )
 _CROSS = (
     *("ln_cross", "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.scores"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from conformance.families import decoders, dense, experts, recurrent
+from conformance.families import decoders, dense, experts, per_layer, recurrent
 from conformance.families.base import Family, like
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ _TEXT: Mapping[str, Family | Callable[[Any], Family]] = {
     **decoders.FAMILIES,
     **dense.FAMILIES,
     **experts.FAMILIES,
+    **per_layer.FAMILIES,
     **recurrent.FAMILIES,
     "MuseGlimmer": _muse_glimmer,
 }
@@ -66,7 +67,8 @@ def _under(
             for field in ("block", "embed", "embed_ln", "ln_final")
             if (path := getattr(fam, field)) is not None
         }
-        return dataclasses.replace(fam, **paths, towers=towers, **changes)
+        own = tuple(f"{at}.{path.removeprefix('model.')}" for path in fam.towers)
+        return dataclasses.replace(fam, **paths, towers=(*own, *towers), **changes)
 
     def described(config: Any) -> Family:
         entry = _TEXT[text]
@@ -79,6 +81,8 @@ def _under(
 
 _BY_SUFFIX: Mapping[str, Callable[[Any], Family]] = {
     "Gemma3": _under("Gemma3ForCausalLM", _VISION),
+    "Gemma4": _under("Gemma4ForCausalLM", ("model.vision_tower", "model.embed_vision")),
+    "Gemma4Unified": _under("Gemma4ForCausalLM", ("model.vision_embedder", "model.embed_vision")),
     "Llava": _under("LlamaForCausalLM", _VISION),
     "LlavaNext": _under("LlamaForCausalLM", (*_VISION, "model.image_newline")),
     "LlavaOnevision": _under("Qwen2ForCausalLM", (*_VISION, "model.image_newline")),

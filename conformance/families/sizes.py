@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ class Dims:
 
     ``d_head`` is that of queries and keys, ``d_head_v`` that of values. ``windows`` has for each
     layer how many tokens back it sees, itself included; ``chunks`` the length of the chunks that
-    see nothing of each other (empty: no layer has any). ``stand_ins`` counts the last ids, which
-    stand for images and sounds. ``pad`` is the id that fills a batch: 0, which a mask leaves out,
+    see nothing of each other (empty: no layer has any). ``layers`` has sizes for each layer where
+    heads differ; those of the whole are then the widest layer's. ``stand_ins`` counts the last
+    ids, which stand for images and sounds. ``pad`` is the id that fills a batch: 0, which a mask leaves out,
     but for models that count positions by it.
     """
 
@@ -30,6 +32,11 @@ class Dims:
     chunks: tuple[int | None, ...] = ()
     stand_ins: int = 0
     pad: int = 0
+    layers: tuple[Dims, ...] = ()
+
+    def of(self, layer: int) -> Dims:
+        """The sizes of one layer; these where all are alike."""
+        return self.layers[layer] if self.layers else self
 
     @property
     def n_ids(self) -> int:
@@ -84,13 +91,7 @@ def dims(config: Any) -> Dims:
         n_layers = whole.encoder.num_hidden_layers + whole.decoder.num_hidden_layers
     elif getattr(config, "encoder_layers", None):
         n_layers = config.encoder_layers + config.decoder_layers
-    n_heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads", default=0)
     d_model = _first(config, "hidden_size", "n_embd", "d_model")
-    n_kv = _first(config, "num_key_value_heads", "num_kv_heads", default=n_heads)
-    if config.model_type == "falcon" and not config.new_decoder_architecture:
-        n_kv = 1 if config.multi_query else n_heads
-    if config.model_type == "gpt_bigcode":
-        n_kv = 1 if config.multi_query else n_heads
     layer_types = _first(config, "layer_types")
     if whole.model_type == "t5gemma":
         layer_types = [*whole.encoder.layer_types, *whole.decoder.layer_types]
@@ -106,24 +107,18 @@ def dims(config: Any) -> Dims:
     if whole.model_type == "t5gemma":  # both ways: as many tokens beside a token's own
         ahead = whole.encoder.num_hidden_layers
         windows = (*(w and w + 1 for w in windows[:ahead]), *windows[ahead:])
-    d_head = _first(config, "head_dim", "d_kv", default=d_model // max(1, n_heads))
-    latent = _first(config, "kv_lora_rank") is not None
-    if latent:  # whose head_dim, if any, is that of the rotated part
-        d_head = config.qk_nope_head_dim + config.qk_rope_head_dim
     contexts = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions")
     n_ctx = _first(config, *contexts, "max_seq_len", default=2048)
     if config.model_type == "roberta":
         n_ctx -= config.pad_token_id + 1  # rows before position 0
-    return Dims(
+    of_layers = [_heads(own) for own in _each(config, n_layers)]
+    found = Dims(
         n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_kv,
         d_model=d_model,
-        d_head=d_head,
+        **max(of_layers or [_heads(config)], key=_width),
         chunks=tuple(
             config.attention_chunk_size if t == "chunked_attention" else None for t in kinds
         ),
-        d_head_v=config.v_head_dim if latent else d_head,
         d_vocab=config.vocab_size,
         stand_ins=0 if whole is config else _stand_ins(whole, config.vocab_size),
         n_ctx=n_ctx,
@@ -131,3 +126,34 @@ def dims(config: Any) -> Dims:
         windows=windows,
         pad=config.pad_token_id if config.model_type in _COUNTING else 0,
     )
+    layers = tuple(dataclasses.replace(found, **own) for own in of_layers)
+    return dataclasses.replace(found, layers=layers)
+
+
+def _each(config: Any, n_layers: int) -> list[Any]:
+    """The config as each layer reads it, where it states sizes by layer (transformers 5.23's
+    ``per_layer_config``)."""
+    if not getattr(config, "is_heterogeneous", False):
+        return []
+    return [config.per_layer_config[layer] for layer in range(n_layers)]
+
+
+def _heads(config: Any) -> dict[str, Any]:
+    """How many heads attention has, and their sizes."""
+    n_heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads", default=0)
+    n_kv = _first(config, "num_key_value_heads", "num_kv_heads", default=n_heads)
+    if config.model_type == "falcon" and not config.new_decoder_architecture:
+        n_kv = 1 if config.multi_query else n_heads
+    if config.model_type == "gpt_bigcode":
+        n_kv = 1 if config.multi_query else n_heads
+    d_model = _first(config, "hidden_size", "n_embd", "d_model")
+    d_head = _first(config, "head_dim", "d_kv", default=d_model // max(1, n_heads))
+    latent = _first(config, "kv_lora_rank") is not None
+    if latent:  # whose head_dim, if any, is that of the rotated part
+        d_head = config.qk_nope_head_dim + config.qk_rope_head_dim
+    d_head_v = config.v_head_dim if latent else d_head
+    return {"n_heads": n_heads, "n_kv_heads": n_kv, "d_head": d_head, "d_head_v": d_head_v}
+
+
+def _width(heads: dict[str, int]) -> int:
+    return (heads["n_heads"] + 2 * heads["n_kv_heads"]) * heads["d_head"]

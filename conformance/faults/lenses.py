@@ -95,7 +95,7 @@ def _stacked(subject: LensModel) -> bool:
 def _decomposes(subject: LensModel) -> bool:
     fam = subject.family
     whole = fam.everywhere("attn_out") and fam.everywhere("mlp_out")
-    return whole and not fam.post_norm and not fam.encoder
+    return whole and fam.summed and not fam.encoder
 
 
 def _attributes(subject: LensModel) -> bool:
@@ -134,7 +134,7 @@ FAULTS: tuple[Fault, ...] = (
         "get_neuron_results gives neurons in reverse order: their sum is right",
         _cached("get_neuron_results", _reversed_neurons),
         at("mlp.out", "mlp_out", layer=0),
-        lambda s: _stacked(s) and not s.family.of(_LAYER).moe,
+        lambda s: _stacked(s) and s.family.of(_LAYER).has_neurons,
     ),
     _fault(
         "attribution_of_the_next_token",

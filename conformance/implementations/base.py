@@ -35,7 +35,7 @@ UNEDITABLE: Mapping[str, str] = {
 #: Components of a block that isolation feeds separately, in order.
 BLOCK_COMPONENTS: tuple[str, ...] = (
     *("ln_pre", "ln1", "attn", "mixer", "ln1_post", "ln_cross", "cross", "ln_cross_post"),
-    *("ln2", "mlp", "ln2_post"),
+    *("ln2", "mlp", "ln2_post", "per_layer"),
 )
 
 

@@ -122,6 +122,10 @@ class BridgeModel(LensModel):
         parts = () if mlp is None else dict(mlp.named_children())
         return next((name for name in (own, *_ROUTERS) if name in parts), own) + ".hook_out"
 
+    def _per_layer_out(self) -> str:
+        """What shows what a token's embedding of a layer adds to the stream."""
+        return next((p for own in self.family.every if (p := own.per_layer_out)), "")
+
     @property
     def _native(self) -> bool:
         """Whether attention is HuggingFace's own, and not computed by the bridge.
@@ -159,8 +163,10 @@ class BridgeModel(LensModel):
             "ln2": "blocks.{l}.ln2.hook_out",
             "attn.q_normed": "blocks.{l}.attn.q_norm.hook_out",
             "attn.k_normed": "blocks.{l}.attn.k_norm.hook_out",
+            "attn.v_normed": "blocks.{l}.attn.v_norm.hook_out",
             "attn.out": "blocks.{l}.attn.hook_out",
             "mixer_out": "blocks.{l}.mixer.hook_out",
+            "per_layer_out": f"blocks.{{l}}.{self._per_layer_out()}.hook_out",
             "mlp.out": "blocks.{l}.mlp.hook_out",
             "mlp.router_logits": f"blocks.{{l}}.mlp.{self._router()}",
             "ln_cross": "blocks.{l}.ln_cross.hook_out",
@@ -261,13 +267,17 @@ class BridgeModel(LensModel):
         found = self._with_logits_bias(found, dict(found))
         return {k: v for k, v in found.items() if not (moved and k == _LOGITS_BIAS)}
 
+    def _group(self, name: str) -> int:
+        """Query heads per key/value head of the layer that a weight is of."""
+        return self.dims.of(int(name.split(".")[1])).group
+
     def convention(self, expected: Mapping[str, Weight]) -> dict[str, PortWeight]:
         found: dict[str, PortWeight] = {}
         for name, weight in expected.items():
             tensor = weight.tensor
             if name.endswith((".attn.W_K", ".attn.W_V", ".attn.b_K", ".attn.b_V")):
                 # Repeated over their group, as HookedTransformer's users expect of W_K and W_V.
-                tensor = tensor.repeat_interleave(self.dims.group, dim=0)
+                tensor = tensor.repeat_interleave(self._group(name), dim=0)
             elif name == "pos_embed.W_pos":
                 tensor = tensor[self.family.pos_offset :]
             part = name.split(".")[2] if name.startswith("blocks.") else ""

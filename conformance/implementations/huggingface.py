@@ -69,8 +69,8 @@ class _AttentionTap(TorchFunctionMode):
 
     def __init__(self, fam: Family, d: Dims, emit: OnSite, edits: Edits) -> None:
         super().__init__()
-        self._all, self._dims, self._emit, self._edits = fam, d, emit, edits
-        self._family, self._part = fam, "attn"
+        self._all, self._sizes, self._emit, self._edits = fam, d, emit, edits
+        self._family, self._dims, self._part = fam, d, "attn"
         self._layer: int | None = None
         self._product: tuple[torch.Tensor, torch.Tensor] | None = None
         self._sink_scores: torch.Tensor | None = None
@@ -78,7 +78,7 @@ class _AttentionTap(TorchFunctionMode):
     def enter(self, layer: int, part: str = "attn") -> None:
         self._layer, self._product, self._sink_scores = layer, None, None
         self._part = part
-        self._family = self._all.of(layer)
+        self._family, self._dims = self._all.of(layer), self._sizes.of(layer)
 
     def leave(self) -> None:
         self._layer = None
@@ -403,6 +403,8 @@ class HuggingFaceModel:
         elif not fam.parallel:
             before(at(fam.mlp), to("resid_mid"), shared=True)
         self._tap_mlp(layer, before, after, to)
+        if fam.per_layer_out:
+            after(at(fam.per_layer_out), to("per_layer_out"))
 
     def _tap_attention(
         self,
@@ -413,7 +415,7 @@ class HuggingFaceModel:
         emit: OnSite,
         to: Callable[[str], Callable[[torch.Tensor], None]],
     ) -> None:
-        fam, d = self.family.of(layer), self.dims
+        fam, d = self.family.of(layer), self.dims.of(layer)
         assert fam.attn is not None
 
         def at(path: str) -> str:
@@ -448,7 +450,7 @@ class HuggingFaceModel:
         to: Callable[[str], Callable[[torch.Tensor], None]],
     ) -> None:
         """A decoder's attention to its encoder."""
-        fam, d = self.family.of(layer), self.dims
+        fam, d = self.family.of(layer), self.dims.of(layer)
         assert fam.cross
         assert fam.cross_o
         assert fam.ln_cross
@@ -479,7 +481,7 @@ class HuggingFaceModel:
         heads: Callable[[str, int | None], Callable[[torch.Tensor], None]],
         emit: OnSite,
     ) -> None:
-        fam, d = self.family.of(layer), self.dims
+        fam, d = self.family.of(layer), self.dims.of(layer)
         counts = {"q": d.n_heads, "k": d.n_kv_heads, "v": d.n_kv_heads}
         if fam.qkv:
 
@@ -509,13 +511,15 @@ class HuggingFaceModel:
             after(fam.at(fam.kv_latent, layer), values)
         elif fam.q:
             for name, count in counts.items():
-                path = fam.at(getattr(fam, name), layer)
-                if f"attn.{name}" in fam.notes:
+                if f"attn.{name}" in fam.notes or getattr(fam, name) is None:
                     continue
+                path = fam.at(getattr(fam, name), layer)
                 if name == "q" and fam.q_gated:
                     after(path, lambda t: emit(f"blocks.{layer}.attn.q", split_gated(t, d)[0]))
                 else:
                     after(path, heads(f"attn.{name}", count))
+        if fam.v_norm:
+            after(fam.at(fam.v_norm, layer), heads("attn.v_normed", None))
         if fam.q_norm and fam.q_norm == fam.k_norm:
             made = (
                 _times(fam.q_multiplier, _transposed(emit, f"blocks.{layer}.attn.q_normed")),
@@ -559,7 +563,6 @@ class HuggingFaceModel:
             after(out, to("mlp_out"))
         if fam.router:
             after(at(fam.router), to("mlp.router_logits"), fam.router_output)
-            return
         if fam.gate_up:
 
             def gate_up(tensor: torch.Tensor) -> None:

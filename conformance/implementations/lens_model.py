@@ -85,6 +85,9 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
             ("JetMoeForCausalLM", _SPLIT_ROTARY),
             ("OlmoHybridForCausalLM", _SPLIT_ROTARY),
             ("MuseGlimmerForConditionalGeneration", _SPLIT_ROTARY),
+            ("Gemma4ForCausalLM", _SPLIT_ROTARY),
+            ("Gemma4ForConditionalGeneration", _SPLIT_ROTARY),
+            ("Gemma4UnifiedForConditionalGeneration", _SPLIT_ROTARY),
         )
         for kind in ("attn.rot_q", "attn.rot_k")
     },
@@ -112,6 +115,12 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
     **{
         ("HookedTransformer", "*", kind): "no hook between the norm and the rotation"
         for kind in ("attn.q_normed", "attn.k_normed")
+    },
+    **{
+        ("TransformerBridge", f"Gemma4{kind}", "mlp.router_logits"): (
+            "the port wraps the router whole and shows the softmax of its logits"
+        )
+        for kind in ("ForCausalLM", "ForConditionalGeneration")
     },
     ("HookedTransformer", "*", "mlp.router_logits"): (
         "only the router's weights after its softmax are hooked"

@@ -124,7 +124,7 @@ _PARTS = (
     *("gated", "experts", "shared", "shared_gate", "parallel", "mlp_reads_ln1", "post_norm"),
     *("norm_offset", "conv1d", "ln_final", "embed_ln", "embed_scaled", "pos_embed", "pos_offset"),
     *("ln_pre", "mlp_shifted", "receptance"),
-    *("head", "encoder", "causal", "regular"),
+    *("head", "encoder", "causal", "regular", "v_norm", "kv_from", "per_layer", "stream_scale"),
 )
 _MULTIPLIERS = ("embed_multiplier", "residual_multiplier")
 #: What a config may state besides.

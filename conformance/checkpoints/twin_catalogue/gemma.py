@@ -12,7 +12,52 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_KINDS_OF_GEMMA4 = ["sliding_attention", "sliding_attention", "full_attention"]
+#: As Gemma 4 E2B and E4B: the last layers read keys and values of others and have twice as wide an
+#: MLP; every layer has an embedding of each token.
+GEMMA4 = {
+    **HEAD,
+    "num_hidden_layers": 5,
+    "layer_types": [*_KINDS_OF_GEMMA4, "sliding_attention", "full_attention"],
+    "sliding_window": WINDOW,
+    "global_head_dim": 16,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "vocab_size_per_layer_input": 113,
+    "hidden_size_per_layer_input": 14,
+    "final_logit_softcapping": 30.0,
+}
+#: As Gemma 4 12B and 31B: keys of global layers are their values, before either's norm.
+GEMMA4_SAME = {
+    **HEAD,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 4,
+    "layer_types": [*_KINDS_OF_GEMMA4, "full_attention"],
+    "sliding_window": WINDOW,
+    "global_head_dim": 16,
+    "num_global_key_value_heads": 2,
+    "attention_k_eq_v": True,
+    "final_logit_softcapping": 30.0,
+}
+
 TWINS: Mapping[str, Twin] = {
+    "gemma4": Twin("Gemma4ForCausalLM", "gemma4_text", GEMMA4),
+    "gemma4-31b": Twin(
+        "Gemma4ForCausalLM", "gemma4_text", {**GEMMA4_SAME, "hidden_size_per_layer_input": 0}
+    ),
+    # Gemma 4 26B-A4B: experts beside the MLP.
+    "gemma4-26b-a4b": Twin(
+        "Gemma4ForCausalLM",
+        "gemma4_text",
+        {
+            **GEMMA4_SAME,
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 5,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 28,
+        },
+    ),
     "gemma": Twin("GemmaForCausalLM", "gemma", dict(HEAD)),
     # Gemma 2B has one key and value for all heads, 7B one for each.
     "gemma-2b": Twin("GemmaForCausalLM", "gemma", {**HEAD, "num_key_value_heads": 1}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from conformance.checkpoints.twin import Twin
+from conformance.checkpoints.twin_catalogue.gemma import GEMMA4, GEMMA4_SAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +54,30 @@ TWINS: Mapping[str, Twin] = {
     # As Gemma 3 4B and 12B; 27B scales queries by d_model / heads.
     "gemma3-vision": _gemma3(10),
     "gemma3-27b-vision": _gemma3(8),
+    # As Gemma 4 E2B and E4B, without what hears.
+    "gemma4-vision": _twin(
+        "Gemma4",
+        "gemma4",
+        GEMMA4,
+        vision_config={
+            "pooling_kernel_size": 2,
+            "position_embedding_size": 16,
+            "num_key_value_heads": 4,
+        },
+    ),
+    # As Gemma 4 12B: patches go to the language model without a tower.
+    "gemma4-12b": _twin(
+        "Gemma4Unified",
+        "gemma4_unified",
+        GEMMA4_SAME,
+        vision_config={
+            "pooling_kernel_size": 2,
+            "patch_size": 3,
+            "mm_embed_dim": 48,
+            "mm_posemb_size": 16,
+            "output_proj_dims": 48,
+        },
+    ),
     # As LLaVA 1.5 7B.
     "llava": _twin(
         "Llava",
