@@ -57,9 +57,7 @@ def _under(
 _BY_SUFFIX: Mapping[str, Callable[[Any], Family]] = {
     "Gemma3": _under("Gemma3ForCausalLM", _VISION),
     "Gemma4": _under("Gemma4ForCausalLM", ("model.vision_tower", "model.embed_vision")),
-    "Gemma4Unified": _under(
-        "Gemma4ForCausalLM", ("model.vision_embedder", "model.embed_vision")
-    ),
+    "Gemma4Unified": _under("Gemma4ForCausalLM", ("model.vision_embedder", "model.embed_vision")),
     "Llava": _under("LlamaForCausalLM", _VISION),
     "LlavaNext": _under("LlamaForCausalLM", (*_VISION, "model.image_newline")),
     "LlavaOnevision": _under("Qwen2ForCausalLM", (*_VISION, "model.image_newline")),
