@@ -121,6 +121,7 @@ EXPECTED: Mapping[str, frozenset[str]] = {
         "position_offset_missing": "positions_offset_missing",
         "residual_multiplier_missing": "residual_multiplier_missing",
         "embed_multiplier_missing": "embed_scale",
+        "stream_scale_missing": "stream_scale_missing residual_scale",
         "logit_scale_missing": "logit_scale_missing",
         "W_Q_transposed": "matrix_transposed",
         "W_O_transposed": "matrix_transposed",

@@ -57,6 +57,8 @@ def _frozen(subject: LensModel) -> Iterator[None]:
 def _last_of_mlp(subject: LensModel) -> tuple[str, ...]:
     """The MLP's weight that gradients reach first."""
     fam = subject.family.of(_LAYER)
+    if fam.per_layer_out:
+        return (f"{_PRE}.{fam.per_layer_out}.weight.grad",)
     if fam.ln2_post:
         return (f"{_PRE}.ln2_post.w.grad",)
     if fam.experts:

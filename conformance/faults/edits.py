@@ -179,9 +179,19 @@ def _swept(subject: LensModel) -> bool:
     return not subject.family.encoder
 
 
+_STACKED = ("attn.z", "attn.q", "attn.k", "attn.v", "attn.pattern")
+
+
 def _stacks(subject: LensModel) -> bool:
-    kinds = ("attn.z", "attn.q", "attn.k", "attn.v", "attn.pattern")
-    return _swept(subject) and all(_editable(f"blocks.0.{kind}")(subject) for kind in kinds)
+    return _swept(subject) and all(_editable(f"blocks.0.{kind}")(subject) for kind in _STACKED)
+
+
+def _keeps_scale(subject: LensModel) -> bool:
+    """Whether a factor of one head's queries is seen: a norm of each head takes it out again, to
+    all but a comparison bit for bit, as of stacks of sweeps."""
+    fam = subject.family
+    stacked = all(fam.everywhere(kind) for kind in _STACKED)
+    return fam.everywhere("attn.q") and (fam.qk_norm in (None, "full") or stacked)
 
 
 def _has_paths(subject: LensModel) -> bool:
@@ -321,7 +331,7 @@ FAULTS: tuple[Fault, ...] = (
         "the clean run's cache keeps queries a part in a million too large",
         _cache_changed,
         exactly(f"blocks.{_LAYER}.attn.q"),
-        lambda s: _editable(f"blocks.{_LAYER}.attn.q")(s) and s.family.everywhere("attn.q"),
+        lambda s: _editable(f"blocks.{_LAYER}.attn.q")(s) and _keeps_scale(s),
         needs="patching",
     ),
     Fault(

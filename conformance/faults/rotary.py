@@ -46,6 +46,8 @@ def rotary_sites(subject: LensModel) -> tuple[str, ...]:
 def _by_difference(subject: LensModel) -> bool:
     """Whether only differences of positions matter: not if a norm weighs what is rotated."""
     own = subject.family.of(_LAYER)
+    if any(other.kv_from == _LAYER for other in subject.family.every):
+        return False  # its keys meet queries of a layer whose positions are right
     if not own.rotary or not own.qk_norm_rotated:
         return own.rotary
     norm = getattr(original(attention(subject, _LAYER)), str(own.q_norm).rpartition(".")[2], None)
