@@ -82,6 +82,9 @@ _IN_BLOCK = (
         "cross_k",
         "cross_v",
         "cross_o",
+        "v_norm",
+        "per_layer",
+        "per_layer_out",
     ),
 )
 _GLOBAL = (
@@ -92,6 +95,7 @@ _NO_PATHS = {
     "architecture",
     "block",
     "sinks",
+    "stream_scale",
     "relative",
     "qkv_layout",
     "qk_norm",
