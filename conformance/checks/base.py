@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from conformance.recall import Recall
     from conformance.reference import Reference
 
-#: How the library says that a layer's heads are not of the model's size, and that its weights are to
-#: be read otherwise.
+#: How the library says that a layer's heads are not of the model's size, and that its weights are
+#: to be read otherwise.
 DECLINES = "PerLayerGeometryError"
 
 #: What a subject's forward pass is: the reference's modes.

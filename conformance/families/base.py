@@ -100,8 +100,8 @@ class Family:
             are added to the residual stream (Granite).
         attn_multiplier: what attention's output alone is multiplied by (Falcon H1).
         mlp_multiplier: what the MLP's last projection is multiplied by inside its module.
-        per_layer, per_layer_out: the first and the last module of a branch after the MLP's that adds
-            a token's embedding of this layer to the stream (Gemma 3n).
+        per_layer, per_layer_out: the first and the last module of a branch after the MLP's that
+            adds a token's embedding of this layer to the stream (Gemma 3n).
         stream_scale: the parameter or buffer that a block's sum is multiplied by at its end.
         unnamed: modules or parameters, relative to the block, that TransformerLens has no name
             for (a latent projection, say): they keep HuggingFace's.

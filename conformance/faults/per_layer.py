@@ -15,6 +15,7 @@ from conformance.faults.inject import attention, block, called_with, edited, exp
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from conformance.families.base import Family
     from conformance.implementations.lens_model import LensModel
 
 _LAYER = 1
