@@ -14,9 +14,9 @@ class Dims:
     ``d_head`` is that of queries and keys, ``d_head_v`` that of values. ``windows`` has for each
     layer how many tokens back it sees, itself included; ``chunks`` the length of the chunks that
     see nothing of each other (empty: no layer has any). ``layers`` has sizes for each layer where
-    heads differ; those of the whole are then the widest layer's. ``stand_ins`` counts the last
-    ids, which stand for images and sounds. ``pad`` is the id that fills a batch: 0, which a mask
-    leaves out, but for models that count positions by it.
+    heads differ; those of the whole are then the widest layer's. ``stand_ins`` counts the last ids,
+    which stand for images and sounds. ``pad`` is the id that fills a batch: 0, which a mask leaves out,
+    but for models that count positions by it.
     """
 
     n_layers: int
@@ -155,5 +155,5 @@ def _heads(config: Any) -> dict[str, Any]:
     return {"n_heads": n_heads, "n_kv_heads": n_kv, "d_head": d_head, "d_head_v": d_head_v}
 
 
-def _width(heads: dict[str, int]) -> int:
-    return (heads["n_heads"] + 2 * heads["n_kv_heads"]) * heads["d_head"]
+def _width(heads: dict[str, Any]) -> int:
+    return int((heads["n_heads"] + 2 * heads["n_kv_heads"]) * heads["d_head"])

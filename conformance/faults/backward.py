@@ -57,8 +57,6 @@ def _frozen(subject: LensModel) -> Iterator[None]:
 def _last_of_mlp(subject: LensModel) -> tuple[str, ...]:
     """The MLP's weight that gradients reach first."""
     fam = subject.family.of(_LAYER)
-    if fam.per_layer_out:
-        return (f"{_PRE}.{fam.per_layer_out}.weight.grad",)
     if fam.ln2_post:
         return (f"{_PRE}.ln2_post.w.grad",)
     if fam.experts:
@@ -72,6 +70,8 @@ def _last_of_block(subject: LensModel) -> tuple[str, ...]:
     """The weight that gradients reach first in a block: the mixer's, where that is all it has;
     the norm's that ends a post-norm block."""
     fam = subject.family.of(_LAYER)
+    if fam.per_layer_out:
+        return (f"{_PRE}.{fam.per_layer_out}.weight.grad",)
     if fam.post_norm:
         return (f"{_PRE}.ln2.w.grad",)
     if fam.mlp is not None or fam.mixer is None:
