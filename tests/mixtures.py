@@ -57,6 +57,36 @@ def mixture(x: torch.Tensor, logits: torch.Tensor, w: Weights, config: Any) -> t
     return out
 
 
+def beside_an_mlp(
+    x: torch.Tensor, dense: torch.Tensor, w: Weights, config: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gemma 4's router's logits [token, expert], and what experts and an MLP make together.
+
+    Args:
+        x: what the block's second norm reads too, [token, d_model].
+        dense: what the MLP returns, [token, d_model].
+        w: the block's weights, the MLP's and the experts' without ``mlp.``.
+    """
+
+    def normed(value: torch.Tensor, weight: torch.Tensor | float = 1.0) -> torch.Tensor:
+        return (
+            value * (value.square().mean(-1, keepdim=True) + config.rms_norm_eps).rsqrt() * weight
+        )
+
+    scaled = normed(x) * w["router.scale"] * x.shape[-1] ** -0.5
+    logits = scaled @ w["W_router"]
+    read = normed(x, w["pre_feedforward_layernorm_2.weight"])
+    out = torch.zeros_like(x)
+    for token in range(x.shape[0]):
+        for expert, share in chosen(logits[token], w, config).items():
+            own = {n.split(".")[-1]: t for n, t in w.items() if n.startswith(f"experts.{expert}.")}
+            scale = w["router.per_expert_scale"][expert]
+            out[token] += share * scale * _expert(read[token], own, config)
+    both = normed(dense, w["post_feedforward_layernorm_1.weight"])
+    both = both + normed(out, w["post_feedforward_layernorm_2.weight"])
+    return logits, normed(both, w["ln2_post.w"])
+
+
 def correction(w: Weights) -> torch.Tensor | None:
     """The bias [expert] that is added to scores only to choose, where a mixture has one."""
     return next((t.flatten() for n, t in w.items() if n.endswith(_CORRECTIONS)), None)
@@ -86,7 +116,7 @@ def chosen(logits: torch.Tensor, w: Weights, config: Any) -> dict[int, torch.Ten
 
 def per_token(config: Any) -> int:
     """How many experts a token uses: one where the config does not say (Switch Transformers)."""
-    return int(getattr(config, "num_experts_per_tok", 1))
+    return int(getattr(config, "num_experts_per_tok", getattr(config, "top_k_experts", 1)))
 
 
 def _within_groups(choice: torch.Tensor, config: Any) -> torch.Tensor:
@@ -111,6 +141,8 @@ def _expert(x: torch.Tensor, w: Weights, config: Any) -> torch.Tensor:
     if config.model_type == "gpt_oss":
         gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
         hidden = gate * torch.sigmoid(1.702 * gate) * (up + 1)
+    elif config.model_type == "gemma4_text":
+        hidden = torch.nn.functional.gelu(gate, approximate="tanh") * up
     else:
         hidden = torch.nn.functional.silu(gate) * up
     return hidden @ w["W_out"] + w.get("b_out", 0)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from fakes import ROOT
-from mixtures import correction, mixture, per_token, scored
+from mixtures import beside_an_mlp, correction, mixture, per_token, scored
 from twins import checkpoint, described, huggingface, ran
 
 from conformance.checkpoints.twin_catalogue import TWINS, WINDOW
@@ -148,14 +148,17 @@ def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache
     assert set(found.sites) == due
     assert {name for name, values in found.sites.items() if len(values) != 1} == set()
     batch, pos = found.prompt.tokens.shape
-    sizes = {
+    common = {
         **{"batch": batch, "pos": pos, "query": pos, "key": pos, "token": batch * pos},
-        **{"head": d.n_heads, "kv_head": d.n_kv_heads, "d_head": d.d_head, "d_model": d.d_model},
-        **{"d_head_v": d.d_head_v, "expert": d.n_experts, "d_vocab": d.d_vocab},
+        **{"d_model": d.d_model, "expert": d.n_experts, "d_vocab": d.d_vocab},
     }
     for name in due:
         shape = found[name].shape
-        axes = parse(name).axes
+        site = parse(name)
+        own = d if site.layer is None else d.of(site.layer)
+        heads = {"head": own.n_heads, "kv_head": own.n_kv_heads}
+        sizes = common | heads | {"d_head": own.d_head, "d_head_v": own.d_head_v}
+        axes = site.axes
         assert len(shape) == len(axes), name
         wrong = {a: n for a, n in zip(axes, shape, strict=True) if sizes.get(a, n) != n}
         assert not wrong, (name, wrong)
@@ -205,7 +208,7 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
     at = f"blocks.{layer}."
     x = found[at + fam.attn_reads]
     for letter in "QKV" if fam.q or fam.qkv else "":
-        if f"attn.{letter.lower()}" in fam.notes:
+        if f"attn.{letter.lower()}" in fam.absent():
             continue
         value = torch.einsum("bpm,hmd->bphd", x, weights[f"{at}attn.W_{letter}"])
         value = value + weights.get(f"{at}attn.b_{letter}", 0)
@@ -219,10 +222,10 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
     if not (fam.q or fam.qkv or fam.kv_latent) or "attn.pattern" in fam.notes:
         return
     # Which key/value head belongs to which query head, seen where they meet.
-    v = found[at + "attn.v"]
+    v = _values(fam, found, layer)
     if clip := getattr(huggingface(twin, twin_cache).config, "clip_qkv", None):
         v = v.clamp(-clip, clip)
-    v = v.repeat_interleave(d.group, dim=2)
+    v = v.repeat_interleave(d.of(layer).group, dim=2)
     mixed = torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v)
     if fam.o_norm:
         rule = facts.norm(huggingface(twin, twin_cache).config, fam)
@@ -236,6 +239,13 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
         gate = torch.einsum("bpm,hmd->bphd", x, weights[at + "attn.W_QG"])
         mixed = mixed * torch.sigmoid(gate + weights.get(at + "attn.b_QG", 0))
     same(mixed, z)
+
+
+def _values(fam: Family, found: Any, layer: int) -> torch.Tensor:
+    """What the heads mix: values of this layer or of the one that serves it, after their norm."""
+    at = f"blocks.{layer if fam.kv_from is None else fam.kv_from}.attn."
+    kind = "v_normed" if fam.v_norm or fam.kv_from is not None else "v"
+    return found[at + kind]
 
 
 @every_twin
@@ -269,6 +279,8 @@ def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: in
     w = _of_mlp(weights, at, fam)
     if fam.mlp_shifted:
         _reproduces_the_shifted_mlp(weights, at, fam, found)
+    elif fam.moe and fam.has_neurons:
+        _reproduces_experts_beside_an_mlp(twin, twin_cache, weights, layer)
     elif fam.moe:
         logits = x.flatten(0, 1) @ w["W_router"] + w.get("b_router", 0)
         same(logits, found[at + "mlp.router_logits"])
@@ -282,6 +294,23 @@ def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: in
             same(x @ w[linear] + w.get("b_in", 0), found[at + "mlp.pre_linear"])
         out = (found[at + "mlp.post"] @ w["W_out"] + w.get("b_out", 0)) * fam.mlp_multiplier
         same(out * fam.multiplier("mlp_out"), found[at + _returned_by_mlp(fam)])
+
+
+def _reproduces_experts_beside_an_mlp(
+    twin: str, twin_cache: Path, weights: Weights, layer: int
+) -> None:
+    fam, found = described(twin, twin_cache)[0].of(layer), ran(twin, twin_cache)
+    at = f"blocks.{layer}."
+    w = {k.removeprefix(at): v for k, v in weights.items() if k.startswith(at)}
+    w |= _of_mlp(weights, at, fam)
+    x, y = found[at + "resid_mid"], found[at + fam.mlp_reads]
+    dense = torch.nn.functional.gelu(y @ w["W_gate"], approximate="tanh") * (y @ w["W_in"])
+    dense = dense @ w["W_out"]
+    same(dense, found[at + "mlp.out"])
+    config = huggingface(twin, twin_cache).config
+    logits, out = beside_an_mlp(x.flatten(0, 1), dense.flatten(0, 1), w, config)
+    same(logits, found[at + "mlp.router_logits"])
+    same(out.reshape(x.shape), found[at + "mlp_out"])
 
 
 def _returned_by_mlp(fam: Family) -> str:
