@@ -71,7 +71,17 @@ def test_an_unknown_architecture_is_refused_with_advice() -> None:
 _IN_BLOCK = (
     *("attn", "o", "mixer", "mlp", "ln1", "ln1_post", "ln2", "ln2_post", "q", "k", "v", "qkv"),
     *("q_norm", "k_norm", "up", "down", "gate", "gate_up", "mlp_contribution", "router", "experts"),
-    *("shared", "shared_gate", "kv_latent", "attn_gate", "o_norm", "down_norm"),
+    *(
+        "v_norm",
+        "per_layer",
+        "per_layer_out",
+        "shared",
+        "shared_gate",
+        "kv_latent",
+        "attn_gate",
+        "o_norm",
+        "down_norm",
+    ),
     *("ln_cross", "ln_cross_post", "cross", "cross_q", "cross_k", "cross_v", "cross_o"),
 )
 _GLOBAL = (
@@ -82,6 +92,7 @@ _NO_PATHS = {
     "architecture",
     "block",
     "sinks",
+    "stream_scale",
     "relative",
     "qkv_layout",
     "qk_norm",
@@ -112,6 +123,11 @@ def test_every_path_exists(twin: str, twin_cache: Path) -> None:
         if own.relative:  # every layer of a stack has its first one's table
             first = 0 if layer < fam.encoder else fam.encoder
             assert fam.of(first).at(own.relative, first) in modules
+        if own.stream_scale:
+            assert own.at(own.stream_scale, layer) in model.parameters()
+        if own.kv_from is not None:
+            assert fam.of(own.kv_from).kv_from is None
+            assert own.kv_from < layer
         if own.sinks:
             assert own.attn is not None
             assert f"{own.at(own.attn, layer)}.{own.sinks}" in model.parameters()
@@ -134,12 +150,14 @@ def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache
     assert set(found.sites) == due
     assert {name for name, values in found.sites.items() if len(values) != 1} == set()
     batch, pos = found.prompt.tokens.shape
-    sizes = {
-        **{"batch": batch, "pos": pos, "query": pos, "key": pos, "token": batch * pos},
-        **{"head": d.n_heads, "kv_head": d.n_kv_heads, "d_head": d.d_head, "d_model": d.d_model},
-        **{"d_head_v": d.d_head_v, "expert": d.n_experts, "d_vocab": d.d_vocab},
-    }
     for name in due:
+        own = d.of(parse(name).layer or 0)
+        sizes = {
+            **{"batch": batch, "pos": pos, "query": pos, "key": pos, "token": batch * pos},
+            **{"head": own.n_heads, "kv_head": own.n_kv_heads, "d_head": own.d_head},
+            **{"d_head_v": own.d_head_v, "expert": d.n_experts, "d_vocab": d.d_vocab},
+            "d_model": d.d_model,
+        }
         shape = found[name].shape
         axes = parse(name).axes
         assert len(shape) == len(axes), name
@@ -191,7 +209,7 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
     at = f"blocks.{layer}."
     x = found[at + fam.attn_reads]
     for letter in "QKV" if fam.q or fam.qkv else "":
-        if f"attn.{letter.lower()}" in fam.notes:
+        if f"attn.{letter.lower()}" in whole.absent(layer):
             continue
         value = torch.einsum("bpm,hmd->bphd", x, weights[f"{at}attn.W_{letter}"])
         value = value + weights.get(f"{at}attn.b_{letter}", 0)
@@ -205,10 +223,16 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
     if not (fam.q or fam.qkv or fam.kv_latent) or "attn.pattern" in fam.notes:
         return
     # Which key/value head belongs to which query head, seen where they meet.
-    v = found[at + "attn.v"]
+    source = layer if fam.kv_from is None else fam.kv_from
+    normed = whole.of(source).v_norm is not None
+    v = found[f"blocks.{source}.attn.{'v_normed' if normed else 'v'}"]
+    if normed:  # without a weight, of the values or of the keys that are them
+        before = "k" if "attn.v" in whole.absent(source) else "v"
+        rule = facts.norm(huggingface(twin, twin_cache).config, fam)
+        same(rule(found[f"blocks.{source}.attn.{before}"]), v)
     if clip := getattr(huggingface(twin, twin_cache).config, "clip_qkv", None):
         v = v.clamp(-clip, clip)
-    v = v.repeat_interleave(d.group, dim=2)
+    v = v.repeat_interleave(d.of(layer).group, dim=2)
     mixed = torch.einsum("bhqk,bkhd->bqhd", found[at + "attn.pattern"], v)
     if fam.o_norm:
         rule = facts.norm(huggingface(twin, twin_cache).config, fam)
@@ -222,6 +246,36 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
         gate = torch.einsum("bpm,hmd->bphd", x, weights[at + "attn.W_QG"])
         mixed = mixed * torch.sigmoid(gate + weights.get(at + "attn.b_QG", 0))
     same(mixed, z)
+
+
+@every_twin
+def test_streams_are_the_sums_that_are_described(
+    twin: str, twin_cache: Path, weights: Weights
+) -> None:
+    """With a layer's embedding of each token and its factor; blocks of one norm and one module, and
+    norms of the stream itself, aside."""
+    (whole, d), found = described(twin, twin_cache), ran(twin, twin_cache)
+    for layer in range(d.n_layers):
+        fam, at = whole.of(layer), f"blocks.{layer}."
+        if fam.post_norm or fam.cross or fam.stream_scale is None:
+            continue
+        kinds = ("resid_pre", "attn_out", "mixer_out", "mlp_out", "per_layer_out")
+        parts = [found[at + kind] for kind in kinds if kind not in whole.absent(layer)]
+        same(sum(parts) * weights[at + fam.stream_scale], found[at + "resid_post"])
+
+
+@every_twin
+def test_what_later_blocks_are_given_beside_the_stream(twin: str, twin_cache: Path) -> None:
+    fam, d = described(twin, twin_cache)
+    reads = [own.kv_from for own in fam.every]
+    embeds = any(own.per_layer for own in fam.every)
+    first = fam.beside("resid_pre", 0)
+    assert (first is not None) == embeds  # nothing was computed yet but the embeddings
+    assert fam.beside("resid_post", d.n_layers - 1) is None
+    for layer in range(d.n_layers):
+        shared = any(s is not None and s <= layer for s in reads[layer + 1 :])
+        found = fam.beside("resid_post", layer)
+        assert (found is not None) == (shared or (embeds and layer < d.n_layers - 1))
 
 
 @every_twin
@@ -253,12 +307,12 @@ def _reproduces_the_mlp(twin: str, twin_cache: Path, weights: Weights, layer: in
     at = f"blocks.{layer}."
     x = found[at + fam.mlp_reads]
     w = _of_mlp(weights, at, fam)
-    if fam.moe:
+    if fam.moe and not fam.has_neurons:
         logits = x.flatten(0, 1) @ w["W_router"] + w.get("b_router", 0)
         same(logits, found[at + "mlp.router_logits"])
         out = mixture(x.flatten(0, 1), logits, w, huggingface(twin, twin_cache).config)
         out = out.reshape(x.shape)
-    else:
+    else:  # beside experts, too
         pre, linear = ("W_gate", "W_in") if fam.gated else ("W_in", None)
         same(x @ w[pre] + w.get(pre.replace("W", "b"), 0), found[at + "mlp.pre"])
         if linear:

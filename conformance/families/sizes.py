@@ -15,8 +15,8 @@ class Dims:
     layer how many tokens back it sees, itself included; ``chunks`` the length of the chunks that
     see nothing of each other (empty: no layer has any). ``layers`` has sizes for each layer where
     heads differ; those of the whole are then the widest layer's. ``stand_ins`` counts the last ids,
-    which stand for images and sounds. ``pad`` is the id that fills a batch: 0, which a mask leaves out,
-    but for models that count positions by it.
+    which stand for images and sounds. ``pad`` is the id that fills a batch: 0, which a mask leaves
+    out, but for models that count positions by it.
     """
 
     n_layers: int
