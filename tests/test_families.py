@@ -126,6 +126,11 @@ def test_every_path_exists(twin: str, twin_cache: Path) -> None:
         if own.relative:  # every layer of a stack has its first one's table
             first = 0 if layer < fam.encoder else fam.encoder
             assert fam.of(first).at(own.relative, first) in modules
+        if own.stream_scale:
+            assert own.at(own.stream_scale, layer) in model.parameters()
+        if own.kv_from is not None:
+            assert fam.of(own.kv_from).kv_from is None
+            assert own.kv_from < layer
         if own.sinks:
             assert own.attn is not None
             assert f"{own.at(own.attn, layer)}.{own.sinks}" in model.parameters()
@@ -222,7 +227,13 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
     if not (fam.q or fam.qkv or fam.kv_latent) or "attn.pattern" in fam.notes:
         return
     # Which key/value head belongs to which query head, seen where they meet.
-    v = _values(fam, found, layer)
+    source = layer if fam.kv_from is None else fam.kv_from
+    normed = whole.of(source).v_norm is not None
+    v = found[f"blocks.{source}.attn.{'v_normed' if normed else 'v'}"]
+    if normed:  # without a weight, of the values or of the keys that are them
+        before = "k" if "attn.v" in whole.absent(source) else "v"
+        rule = facts.norm(huggingface(twin, twin_cache).config, fam)
+        same(rule(found[f"blocks.{source}.attn.{before}"]), v)
     if clip := getattr(huggingface(twin, twin_cache).config, "clip_qkv", None):
         v = v.clamp(-clip, clip)
     v = v.repeat_interleave(d.of(layer).group, dim=2)
@@ -241,11 +252,36 @@ def _reproduces_attention(twin: str, twin_cache: Path, weights: Weights, layer: 
     same(mixed, z)
 
 
-def _values(fam: Family, found: Any, layer: int) -> torch.Tensor:
-    """What the heads mix: values of this layer or of the one that serves it, after their norm."""
-    at = f"blocks.{layer if fam.kv_from is None else fam.kv_from}.attn."
-    kind = "v_normed" if fam.v_norm or fam.kv_from is not None else "v"
-    return found[at + kind]
+@every_twin
+def test_streams_are_the_sums_that_are_described(
+    twin: str, twin_cache: Path, weights: Weights
+) -> None:
+    """With a layer's embedding of each token and its factor; blocks of one norm and one module, and
+    norms of the stream itself, aside."""
+    (whole, d), found = described(twin, twin_cache), ran(twin, twin_cache)
+    for layer in range(d.n_layers):
+        fam, at = whole.of(layer), f"blocks.{layer}."
+        if fam.post_norm or fam.cross or fam.stream_scale is None:
+            continue
+        kinds = ("resid_pre", "attn_out", "mixer_out", "mlp_out", "per_layer_out")
+        parts = [found[at + kind] for kind in kinds if kind not in whole.absent(layer)]
+        same(sum(parts) * weights[at + fam.stream_scale], found[at + "resid_post"])
+
+
+@every_twin
+def test_what_later_blocks_are_given_beside_the_stream(twin: str, twin_cache: Path) -> None:
+    fam, d = described(twin, twin_cache)
+    reads = [own.kv_from for own in fam.every]
+    embeds = any(own.per_layer for own in fam.every)
+    again = [own.reads_embedding for own in fam.layers]
+    first = fam.beside("resid_pre", 0)
+    assert (first is not None) == (embeds or any(again))  # only embeddings were computed yet
+    assert fam.beside("resid_post", d.n_layers - 1) is None
+    for layer in range(d.n_layers):
+        shared = any(s is not None and s <= layer for s in reads[layer + 1 :])
+        found = fam.beside("resid_post", layer)
+        later = any(again[layer + 1 :]) or (embeds and layer < d.n_layers - 1)
+        assert (found is not None) == (shared or later)
 
 
 @every_twin

@@ -162,7 +162,7 @@ _WIDTHS = (
     "d_ff",
     "ffn_hidden_size",
 )
-_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "experts_per_token")
+_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "experts_per_token", "top_k_experts")
 
 
 def _d_mlp(config: Any, d_model: int) -> int:
