@@ -92,7 +92,7 @@ def _without_experts(subject: LensModel) -> Iterator[None]:
 FAULTS: tuple[Fault, ...] = (
     Fault(
         "v_norm_skipped",
-        "norm",
+        "attention variant",
         "values are mixed without their norm",
         _unnormed,
         exactly(f"{_PRE}.attn.v_normed"),
@@ -132,7 +132,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "experts_beside_dropped",
-        "router",
+        "wiring",
         "only the MLP beside the experts is added",
         _without_experts,
         exactly(f"{_PRE}.mlp_out"),
