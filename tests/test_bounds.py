@@ -96,7 +96,7 @@ NOT_A_LIMIT = {
     "checkpoints/twin_catalogue/llama.py": {1e-5, 1e-6},
     "checkpoints/twin_catalogue/multimodal.py": {1e-5},
     "checkpoints/twin_catalogue/dense.py": {1e-6},
-    "checkpoints/twin_catalogue/recurrent.py": {0.0390625},
+    "checkpoints/twin_catalogue/recurrent.py": {0.0390625, 0.02, 1e-9},  # and limits of time steps
     "cli.py": {0.001},  # seconds
     "diagnose/anywhere.py": {0.005},  # the smallest rate of a dropout
     "diagnose/facts.py": {1e-5, 0.01, 0.044715},  # defaults of configs, constants of activations

@@ -116,12 +116,9 @@ NOT_EXPOSED: Mapping[tuple[str, str, str], str] = {
         ("HookedTransformer", "*", kind): "no hook between the norm and the rotation"
         for kind in ("attn.q_normed", "attn.k_normed")
     },
-    **{
-        ("TransformerBridge", f"Gemma4{kind}", "mlp.router_logits"): (
-            "the port wraps the router whole and shows the softmax of its logits"
-        )
-        for kind in ("ForCausalLM", "ForConditionalGeneration")
-    },
+    ("TransformerBridge", "Gemma4ForCausalLM", "mlp.router_logits"): (
+        "the port wraps the router whole and shows the softmax of its logits"
+    ),
     ("HookedTransformer", "*", "mlp.router_logits"): (
         "only the router's weights after its softmax are hooked"
     ),
