@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from conformance import bounds
-from conformance.checks.base import Check, Context, agree, identical, structure
+from conformance.checks.base import Check, Context, agree, identical, same, structure
 from conformance.checks.decoders import decoder_of
 from conformance.experiments.batching import padded
 from conformance.experiments.generation import (
@@ -113,7 +113,8 @@ class Generation(Check):
                 self._right[cached] = False
                 continue
             self._temperature = float(made.logits.std())
-            for comparison in _greedy(self.metrics, stored, ALONE, made, how):
+            way = ALONE if cached else None
+            for comparison in _greedy(self.metrics, stored, ALONE, made, how, made_as=way):
                 self._right[cached] = self._right[cached] and comparison.ok
                 yield comparison
         together = _at_most(fewer(subject.family, subject.dims, context.scope), context)
@@ -198,7 +199,7 @@ class Generation(Check):
         width = 0 if subject.family.encoder else prompt.tokens.shape[1]
         for i, (name, row) in enumerate(found.items()):
             own = made.row(i, max(0, width - len(row)))
-            yield from _greedy(self.metrics, stored, name, own, f"in {what}")
+            yield from _greedy(self.metrics, stored, name, own, f"in {what}", made_as="batch")
 
     def _hooked_pads(self, context: Context) -> bool:
         """HookedTransformer reads the padding off the tokens: they must be padded with its id."""
@@ -238,7 +239,8 @@ class Generation(Check):
                 found = self._generate(context, how, tokens, n, cached)
             if found is not None:
                 at = site if self._right[cached] else "logits"
-                yield from _greedy(self.metrics, stored, sequence, found, how, at)
+                way = sequence if cached else None
+                yield from _greedy(self.metrics, stored, sequence, found, how, at, made_as=way)
 
     def _configured(
         self, context: Context, stored: Stored, tokens: torch.Tensor
@@ -329,11 +331,10 @@ class Generation(Check):
             if what in stored.facts["disagrees"]:
                 self.not_applicable(f"decoding {what}", stored.facts["disagrees"][what])
                 continue
-            yield agree(
-                stored,
-                f"{ALONE}/logits",
+            yield same(
+                truth[left:right],
                 found[left:right],
-                truth=truth[left:right],
+                _spread(stored, ALONE, what),
                 site="logits",
                 on=f"{ALONE}, decoded step by step: {what}",
             )
@@ -390,10 +391,12 @@ def _greedy(
     site: str = "logits",
     *,
     every: bool = False,
+    made_as: str | None = None,
 ) -> Iterator[Comparison]:
     """Tokens, and the logits that they were taken from, up to a tie.
 
     Args:
+        made_as: as for :func:`_spread`.
         every: no token of the reference's may be missing: it stopped by itself.
     """
     on = f"{name}, {how}"
@@ -404,7 +407,8 @@ def _greedy(
     if truth.shape != tokens.shape:
         yield structure(site, f"{len(tokens)} tokens, expected {len(truth)}", on)
         return
-    allowed = bounds.same_function(stored.spread(f"{name}/logits"))[0]
+    spread = _spread(stored, name, made_as)
+    allowed = bounds.same_function(spread)[0]
     apart = (truth != tokens).nonzero()
     # The logits of a step saw the tokens before it alone: those of the first wrong one count.
     seen = min([*apart[:1, 0].tolist(), len(tokens) - 1])
@@ -419,7 +423,18 @@ def _greedy(
         shown = project(logits[None])[0][: len(whole)]
         finite = bool(logits[: len(whole)].isfinite().all())
         note = "" if finite else "logits that are not finite"
-        yield agree(stored, f"{name}/logits", shown, truth=whole, site=site, on=on, note=note)
+        yield same(whole, shown, spread, site=site, on=on, note=note)
+
+
+def _spread(stored: Stored, name: str, made_as: str | None) -> float:
+    """How far roundoff moves the logits of a sequence: when weights move, and when the reference
+    itself makes them another way.
+
+    Args:
+        made_as: that way (``apart`` of the experiment), if there is one.
+    """
+    other = 0.0 if made_as is None else stored.facts["apart"].get(made_as, 0.0)
+    return max(stored.spread(f"{name}/logits"), float(other))
 
 
 @contextlib.contextmanager

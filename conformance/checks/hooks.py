@@ -112,7 +112,8 @@ class Hooks(Check):
                 value = run(context.subject, prompt, hooks)
             if exact:
                 return identical(plain, value, site=site, on=on)
-            return same(plain, value, spread, site=site, on=on)
+            # Of the other row, which is no prompt of the reference's, no spread is known.
+            return same(plain[:1], value[:1], spread, site=site, on=on)
 
         for group, exact in ((outer, True), (inner, False)):
             if not group:

@@ -159,7 +159,8 @@ class Generation(Experiment):
     the cache after the prompt :data:`ALONE`, each ``{what}/{layer}`` [pos, kv_head, d_head]:
     ``keys`` and ``values`` as HuggingFace keeps them, ``unrotated`` keys as they were before
     their rotation. Facts: ``sizes`` of the edits, ``disagrees`` where ``generate``
-    or decoding with a cache does.
+    or decoding with a cache does, ``apart`` how far its logits are then from a full pass's, by
+    roundoff alone: in a batch, with a cache, some tokens at a time.
 
     Of an encoder and a decoder the sequences are the decoder's. Besides: :data:`OWN`, and
     :data:`RULED` without logits; :data:`SEEN` where the encoder sees a window; and the cache after
@@ -174,6 +175,7 @@ class Generation(Experiment):
 
     def __init__(self) -> None:
         self._disagrees: dict[str, str] = {}
+        self._apart: dict[str, float] = {}
         #: The model last run, and what it generated: with its weights moved, it does so again.
         self._ran: Callable[[], HuggingFaceModel | None] = lambda: None
         self._proposed: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -186,7 +188,7 @@ class Generation(Experiment):
             return
         again = self._ran() is model
         if not again:
-            self._ran, self._disagrees = lambda: None, {}
+            self._ran, self._disagrees, self._apart = lambda: None, {}, {}
         count = fewer(model.family, model.dims, on.scope)
         found = prompts(model.dims, on.scope)
         if not again:
@@ -225,7 +227,11 @@ class Generation(Experiment):
         if not on.model.family.causal:
             return {}
         tokens = prompts(on.model.dims, on.scope)[ALONE]
-        return {"sizes": _sizes(on.model, tokens), "disagrees": self._disagrees}
+        return {
+            "sizes": _sizes(on.model, tokens),
+            "disagrees": self._disagrees,
+            "apart": self._apart,
+        }
 
     def _configured(
         self, model: HuggingFaceModel, tokens: torch.Tensor, again: bool
@@ -324,7 +330,7 @@ class Generation(Experiment):
             logits.append(made.logits[0])
         found = torch.cat(logits)
         for what, left, right in ((SINGLY, start, single), (AT_ONCE, single, len(whole))):
-            off = _off(found[left:right], truth[left:right])
+            off = self._apart[what] = _off(found[left:right], truth[left:right])
             if not off <= bounds.SAME_FUNCTION_CEILING:
                 self._disagrees[what] = (
                     f"transformers decodes {what} after its cache otherwise than in a full "
@@ -352,6 +358,7 @@ class Generation(Experiment):
         apart = (sequence != proposed).nonzero()
         if len(apart) == 0:
             off = _off(scores, logits[-len(scores) - 1 : -1])
+            self._apart[name] = max(off, self._apart.get(name, 0.0))
             if not off <= bounds.SAME_FUNCTION_CEILING:
                 self._disagrees[name] = _OTHER_LOGITS.format(off)
             return
