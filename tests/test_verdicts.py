@@ -11,7 +11,9 @@ from fakes import fake_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conformance.checks import registry
 from conformance.checks.base import structure
+from conformance.families import Dims
 from conformance.records import Comparison, Verdict
 from conformance.verdicts import WORST, conclude, describe, first_divergence, margin
 
@@ -175,3 +177,23 @@ def test_a_number_that_is_only_reported_has_no_margin() -> None:
     found = verdict(comparison(measured=3.0, allowed=None))
     assert found.outcome == "passed"
     assert found.verdict["same_function"].margin is None
+
+
+@pytest.mark.parametrize("differing", [False, True])
+def test_a_library_declines_only_where_layers_differ(differing: bool) -> None:
+    class PerLayerGeometryError(ValueError):
+        """The library's, by name."""
+
+    alike = Dims(2, 4, 2, 32, 8, 96, 64, 0, (None, None), 8)
+    layers = (alike, replace(alike, d_head=16, d_head_v=16))
+    sizes = replace(alike, layers=layers) if differing else alike
+    check = registry()["weights"]()
+    with check.port("reading W_O", "model.W_O", sizes=sizes):
+        raise PerLayerGeometryError("heads of another size")
+    if differing:
+        assert not check.comparisons
+        assert "reading W_O" in check.metrics["not_applicable"]
+    else:
+        (found,) = check.comparisons
+        assert (found.ok, found.site) == (False, "model.W_O")
+        assert "raised PerLayerGeometryError" in found.note

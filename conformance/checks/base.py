@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from conformance.experiments.base import Scope
     from conformance.experiments.store import Stored
+    from conformance.families import Dims
     from conformance.implementations.lens_model import LensModel
     from conformance.metrics import Difference
     from conformance.prompts import Prompt
@@ -31,10 +32,17 @@ if TYPE_CHECKING:
 
 #: How the library says that a layer's heads are not of the model's size, and that its weights are
 #: to be read otherwise.
-DECLINES = "PerLayerGeometryError"
+_DECLINES = "PerLayerGeometryError"
 
 #: What a subject's forward pass is: the reference's modes.
 PassMode = Literal["plain", "blocks", "components", "processed"]
+
+
+def declines(error: Exception, sizes: Dims) -> bool:
+    """Whether the library says that it does not show a weight, and rightly so: layers have heads
+    of different sizes. The same words about a model whose layers are alike are its failure
+    (docs/findings/053-latent-attention-parameters.md)."""
+    return type(error).__name__ == _DECLINES and bool(sizes.layers)
 
 
 @dataclass(frozen=True)
@@ -125,17 +133,22 @@ class Check(ABC):
         self.metrics.setdefault("not_applicable", {})[what] = reason
 
     @contextlib.contextmanager
-    def port(self, doing: str, site: str | None = None) -> Iterator[None]:
+    def port(
+        self, doing: str, site: str | None = None, sizes: Dims | None = None
+    ) -> Iterator[None]:
         """Around a call of the port: what it raises is its failure, and the check goes on.
 
         An exception from our own code passes through.
+
+        Args:
+            sizes: of the model, where weights are read that the library may decline to show.
         """
         try:
             yield
         except Exception as error:
             if is_ours(error):
                 raise
-            if type(error).__name__ == DECLINES:
+            if sizes is not None and declines(error, sizes):
                 self.not_applicable(doing, f"the library declines: {error}")
                 return
             note = f"{doing} raised {type(error).__name__}: {error}"

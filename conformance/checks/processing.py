@@ -112,7 +112,7 @@ class Processing(Check):
             spread = context.reference.spread(at.name, CENTRED)
             yield within(found, spread, site="logits", on=on, note="up to a constant of all logits")
         shown: dict[str, torch.Tensor] = {}
-        with self.port(f"reading the weights after processing ({setting})"):
+        with self.port(f"reading the weights after processing ({setting})", sizes=subject.dims):
             shown = subject.used_weights()
         for flag, promised in held.items():
             if promised:
@@ -123,7 +123,7 @@ class Processing(Check):
 
     def _holds(self, subject: LensModel, flag: str) -> bool:
         """Whether the library promises to act on a flag; if not, why."""
-        with self.port(f"reading the weights before processing ({flag})"):
+        with self.port(f"reading the weights before processing ({flag})", sizes=subject.dims):
             reason = declined(subject, flag)
             if reason is not None:
                 self.not_applicable(flag, reason)

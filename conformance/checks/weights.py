@@ -14,7 +14,7 @@ import einops
 import torch
 
 from conformance import bounds
-from conformance.checks.base import DECLINES, Check, Context, structure
+from conformance.checks.base import Check, Context, declines, structure
 from conformance.metrics import difference
 from conformance.records import Comparison
 from conformance.weights import Weight, canonical
@@ -38,7 +38,7 @@ class Weights(Check):
         yield from _unclaimed(context, expected)
         port = subject.convention(expected)
         named: dict[str, torch.Tensor] = {}
-        with self.port("reading the weights by their names"):
+        with self.port("reading the weights by their names", sizes=subject.dims):
             named = subject.named_weights()
         raw = {**subject.raw_parameters(), **subject.raw_buffers()}
         held: set[str] = set()
@@ -104,7 +104,7 @@ class Weights(Check):
             try:
                 found = get()
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                if type(error).__name__ == DECLINES:
+                if declines(error, d):
                     self.not_applicable(shown, f"the library declines: {error}")
                 else:
                     note = f"the accessor raised {type(error).__name__}: {error}"
