@@ -72,7 +72,9 @@ def contents(
     left_out: dict[str, str] = {}
     for name in PROMPTS if names is None else names:
         if name not in PROMPTS:
-            raise ImplementationError(f"unknown prompt set {name!r}", f"known: {', '.join(PROMPTS)}")
+            raise ImplementationError(
+                f"unknown prompt set {name!r}", f"known: {', '.join(PROMPTS)}"
+            )
         if name in ("text", "code"):
             left_out[name] = _NO_TEXT
         elif name.startswith("padded"):
@@ -80,10 +82,14 @@ def contents(
         elif not waves and name in ("one", "two", "long"):
             left_out[name] = _ONE_SIZE
         else:
-            shape, pos = images(config) if not waves else ((samples(config, frames[name]),), frames[name])
+            shape, pos = _wave(config, frames[name]) if waves else images(config)
             rows = _BATCH if name == "media" else 1
             prompts.append(_prompt(name, fam.reads, (rows, *shape), pos))
     return tuple(prompts), left_out
+
+
+def _wave(config: Any, frames: int) -> tuple[tuple[int, ...], int]:
+    return (samples(config, frames),), frames
 
 
 def _prompt(name: str, argument: str, shape: tuple[int, ...], pos: int) -> Prompt:

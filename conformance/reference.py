@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformance import SEEDS, choices, own_error
-from conformance.errors import TraceError
 from conformance.content import contents
+from conformance.errors import TraceError
 from conformance.media import generated
 from conformance.prompts import Prompt, build
 from conformance.trace import Trace, TraceWriter
@@ -352,7 +352,7 @@ def _run(
 
     tokenizer = load_tokenizer(checkpoint)
     truth_model = load(torch.float64, "eager")
-    prompts, left_out = _prompts(truth_model, tokenizer, model.prompts)
+    prompts, left_out = prompts_for(truth_model, tokenizer, model.prompts)
     facts: dict[str, Any] = {"prompts": [p.name for p in prompts], "left_out": left_out}
     with TraceWriter(target) as writer:
         for prompt in prompts:
@@ -369,7 +369,7 @@ def _run(
         writer.finish(facts)
 
 
-def _prompts(
+def prompts_for(
     model: HuggingFaceModel, tokenizer: Any | None, names: tuple[str, ...] | None
 ) -> tuple[tuple[Prompt, ...], dict[str, str]]:
     """What the model is given, and why some prompts are left out."""

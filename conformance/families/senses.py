@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from conformance.families.base import Family, like
+from conformance.families.base import Family
 
 if TYPE_CHECKING:
     from collections.abc import Callable

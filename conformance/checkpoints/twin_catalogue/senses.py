@@ -18,6 +18,7 @@ _WAVE = {
     "num_conv_pos_embedding_groups": 3,
 }
 _STABLE = {**_WAVE, "do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
+_GAINS = {"q_proj.bias": 2.0}
 
 TWINS: Mapping[str, Twin] = {
     "vit": Twin("ViTForImageClassification", "vit", _IMAGE),
@@ -35,7 +36,7 @@ TWINS: Mapping[str, Twin] = {
         },
     ),
     "hubert": Twin("HubertForCTC", "hubert", _WAVE),
-    "hubert-large": Twin("HubertForCTC", "hubert", _STABLE),
+    "hubert-large": Twin("HubertForCTC", "hubert", _STABLE, _GAINS),
     "wav2vec2": Twin("Wav2Vec2ForCTC", "wav2vec2", _WAVE),
-    "wav2vec2-large": Twin("Wav2Vec2ForCTC", "wav2vec2", _STABLE),
+    "wav2vec2-large": Twin("Wav2Vec2ForCTC", "wav2vec2", _STABLE, _GAINS),
 }
