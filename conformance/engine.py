@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformance.checkpoints import Checkpoint, resolve
-from conformance.checks import registry
+from conformance.checks import NO_TOKENS, judging, registry
 from conformance.checks.base import Check, Context, Pass, structure
 from conformance.checks.choosing import judge_choices
 from conformance.choices import watched
@@ -79,7 +79,9 @@ def run_job(job: Job, emit: Emit) -> None:
             shape = of_checkpoint(checkpoint, job.model)
             require(shape, job.model.dtype, job.checks, job.limit)
         trace = ensure(job.model, checkpoint, cache, progress)
-        store.ensure(job.model, checkpoint, trace, job.checks, progress)
+        reference = Reference(trace, checkpoint.path, job.model.architecture, "float64")
+        checks = judging(job.checks, reference.family)
+        store.ensure(job.model, checkpoint, trace, checks, progress)
     elif job.kind == "subject":
         _judge(job, checkpoint, cache, emit, progress)
 
@@ -142,8 +144,13 @@ def _judge(
     trace = directory(model, checkpoint, cache)
     reference = Reference(trace, checkpoint.path, model.architecture, model.dtype)
     available = registry()
-    running = Running([available[name]() for name in job.checks])
-    running.checks[0].metrics["facts"] = facts(reference) | footprint_facts(
+    judged = judging(job.checks, reference.family)
+    running = Running([available[name]() for name in judged])
+    silent = [available[name]() for name in job.checks if name not in judged]
+    for check in silent:
+        check.not_applicable(check.name, NO_TOKENS)
+    every = sorted([*running.checks, *silent], key=lambda check: job.checks.index(check.name))
+    every[0].metrics["facts"] = facts(reference) | footprint_facts(
         predict(of_reference(reference), model.dtype)
     )
     tokenizer = load_tokenizer(checkpoint)
@@ -164,7 +171,7 @@ def _judge(
         run_passes(running, context, [p for p in passes if p.mode == "processed"], progress)
         del subject, context
         gc.collect()
-    for check in running.checks:
+    for check in every:
         verdict = conclude(
             job.model,
             job.subject,
@@ -345,6 +352,8 @@ def _one_pass(running: Running, context: Context, run: Pass, readers: list[Check
 
     def forward() -> tuple[torch.Tensor, torch.Tensor | None]:
         if run.mode == "plain":
+            if subject.family.reads:  # no token to predict
+                return subject.run(run.prompt, on_site), None
             return subject.run_with_loss(run.prompt, on_site)
         if run.mode == "processed":
             return subject.run(run.prompt, lambda *_: None), None

@@ -32,6 +32,8 @@ def centres(subject: LensModel) -> bool:
 def refused(subject: LensModel) -> str | None:
     """Why the library processes no weights of this architecture at all, or None."""
     adapter = getattr(subject.model, "adapter", None)
+    if getattr(subject.model.cfg, "is_audio_model", False):
+        return "it processes no weights of encoders of sound"  # and raises if asked to
     if getattr(adapter, "supports_compatibility_mode", True):
         return None
     return f"{type(adapter).__name__} does not support compatibility mode"

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformance import SEEDS, choices, own_error
+from conformance.content import contents
 from conformance.errors import TraceError
 from conformance.media import generated
 from conformance.prompts import Prompt, build
@@ -64,6 +65,7 @@ _TRACING_MODULES = (
     "conformance.reference",
     "conformance.variants",
     "conformance.choices",
+    "conformance.content",
     "conformance.media",
     "conformance.prompts",
     "conformance.precision",
@@ -350,8 +352,7 @@ def _run(
 
     tokenizer = load_tokenizer(checkpoint)
     truth_model = load(torch.float64, "eager")
-    media = generated(truth_model.model.config, truth_model.dims)
-    prompts, left_out = build(truth_model.dims, tokenizer, model.prompts, media)
+    prompts, left_out = prompts_for(truth_model, tokenizer, model.prompts)
     facts: dict[str, Any] = {"prompts": [p.name for p in prompts], "left_out": left_out}
     with TraceWriter(target) as writer:
         for prompt in prompts:
@@ -366,6 +367,16 @@ def _run(
         facts["spread"] = _spread(truth_model, prompts, truth, progress)
         facts["contradictions"] = _contradictions(apart, facts["spread"])
         writer.finish(facts)
+
+
+def prompts_for(
+    model: HuggingFaceModel, tokenizer: Any | None, names: tuple[str, ...] | None
+) -> tuple[tuple[Prompt, ...], dict[str, str]]:
+    """What the model is given, and why some prompts are left out."""
+    if model.family.reads:
+        return contents(model.family, model.model.config, names)
+    media = generated(model.model.config, model.dims)
+    return build(model.dims, tokenizer, names, media)
 
 
 def _trace_prompt(model: HuggingFaceModel, prompt: Prompt, writer: TraceWriter) -> list[str]:

@@ -14,13 +14,12 @@ import torch
 import transformers
 from fakes import ROOT
 from mixtures import beside_an_mlp, correction, mixture, per_token, scored
-from twins import checkpoint, described, huggingface, ran
+from twins import checkpoint, described, huggingface, ran, reads
 
 from conformance.checkpoints.twin_catalogue import TWINS, WINDOW
 from conformance.diagnose import facts
 from conformance.errors import FamilyError
 from conformance.families import architectures, family
-from conformance.media import generated
 from conformance.prompts import MEDIA
 from conformance.sites import BLOCK_KINDS, GLOBAL_KINDS, parse
 from conformance.spec import TwinSource, load_spec
@@ -102,6 +101,7 @@ _NO_PATHS = {
     "expert_layout",
     "attn_gate_by",
     "unembed_bias",
+    "reads",
 }
 
 
@@ -141,9 +141,8 @@ def test_every_path_exists(twin: str, twin_cache: Path) -> None:
 @pytest.mark.parametrize("prompt", ["sixteen", "padded_left", MEDIA])
 def test_every_site_fires_once_with_its_shape(twin: str, prompt: str, twin_cache: Path) -> None:
     fam, d = described(twin, twin_cache)
-    model = huggingface(twin, twin_cache)
-    if prompt == MEDIA and generated(model.model.config, d) is None:
-        return  # text alone
+    if not reads(twin, twin_cache, prompt):
+        return  # text alone; or whole images and waves, without padding
     found = ran(twin, twin_cache, prompt)
     due = {k.name for k in GLOBAL_KINDS if k.name not in {*fam.absent(), "logits"}}
     for layer in range(d.n_layers):
@@ -385,6 +384,9 @@ def test_the_weights_reproduce_embedding_and_unembedding(
     fam, d = described(twin, twin_cache)
     found = ran(twin, twin_cache)
     tokens, config = found.prompt.tokens, huggingface(twin, twin_cache).config
+    if fam.reads:
+        _reproduces_what_is_read(twin, twin_cache, weights)
+        return
     embedded = weights["embed.W_E"][tokens] * (d.d_model**0.5 if fam.embed_scaled else 1)
     if fam.type_embed:  # of token type 0
         embedded = embedded + weights[f"{fam.type_embed}.weight"][0]
@@ -414,6 +416,36 @@ def test_the_weights_reproduce_embedding_and_unembedding(
     if cap := next(filter(None, caps), None):
         logits = cap * torch.tanh(logits / cap)
     same(logits, found.logits)
+
+
+def _reproduces_what_is_read(twin: str, twin_cache: Path, weights: Weights) -> None:
+    """The first block's input of an image or a wave, and the logits of what the last one gives."""
+    (fam, d), found = described(twin, twin_cache), ran(twin, twin_cache)
+    parts = [found["embed"], *([found["pos_embed"]] if fam.pos_embed and not fam.embed_ln else [])]
+    same(sum(parts), found["blocks.0.resid_pre"])
+    if fam.pooled:
+        x, w = found.prompt.extra[fam.reads], f"{fam.embed}."
+        kernel = weights[f"{w}patch_embeddings.projection.weight"]
+        bias = weights[f"{w}patch_embeddings.projection.bias"]
+        first = [weights[w + n][0] for n in ("cls_token", "distillation_token") if w + n in weights]
+        if fam.architecture.startswith("AST"):
+            config = huggingface(twin, twin_cache).config
+            x, stride = x.transpose(1, 2)[:, None], (config.frequency_stride, config.time_stride)
+        else:
+            stride = kernel.shape[-2:]
+        patches = x.unfold(2, kernel.shape[-2], stride[0]).unfold(3, kernel.shape[-1], stride[1])
+        made = torch.einsum("bcfthw,mchw->bftm", patches, kernel).flatten(1, 2) + bias
+        made = torch.cat([*(t[None] for t in first), made], dim=1)
+        same(made + weights[f"{w}position_embeddings"], found["embed"])
+    normed = found["ln_final" if fam.ln_final else f"blocks.{d.n_layers - 1}.resid_post"]
+    if fam.architecture.startswith("AST"):
+        pooled = normed[:, :2].mean(1, keepdim=True)
+        norm = huggingface(twin, twin_cache).model.get_submodule("classifier.layernorm")
+        normed = norm(pooled)
+    elif fam.pooled:
+        normed = normed[:, :1]
+    logits = normed @ weights["unembed.W_U"] + weights["unembed.b_U"]
+    same(logits.expand_as(found.logits), found.logits)
 
 
 # --- The twins show mistakes --------------------------------------------------------------------
@@ -476,15 +508,15 @@ _UNROTATED_TOWERS = ("model.vision_tower.encoder.", "model.vision_model.encoder.
 def test_every_parameter_moves_the_logits(twin: str, twin_cache: Path) -> None:
     """Set to what a checkpoint without it would have, each changes the logits by 1 % or more."""
     model = huggingface(twin, twin_cache)
-    sees = generated(model.model.config, model.dims) is not None
-    found = ran(twin, twin_cache, MEDIA if sees else "sixteen")
+    found = ran(twin, twin_cache, MEDIA if reads(twin, twin_cache, MEDIA) else "sixteen")
     prompt, truth = found.prompt, found.logits
     silent = _without_effect(model)
     for name, parameter in model.model.named_parameters():
         scale = parameter.ndim == 1 and name.endswith(".weight") and not model.family.norm_offset
         kept = parameter.detach().clone()
         with torch.no_grad():
-            parameter.fill_(1.0 if scale else 0.0)
+            direction = name.endswith(".original1")  # of a normed weight: of any length but 0
+            parameter.fill_(1.0 if scale or direction else 0.0)
             moved = model.run(prompt, lambda *_: None)
             parameter.copy_(kept)
         change = float((moved - truth).abs().max() / truth.abs().max())
@@ -497,7 +529,8 @@ def test_every_parameter_moves_the_logits(twin: str, twin_cache: Path) -> None:
 def _without_effect(model: Any) -> set[str]:
     """Biases of keys that are not rotated: a query adds the same to all its scores.
 
-    And what of a tower is not read: LLaVA takes the last layer but one; Emu3's makes tokens.
+    What stands for masked frames in training. And what of a tower is not read: LLaVA takes the last
+    layer but one; Emu3's makes tokens.
     """
     found = {
         name
@@ -514,6 +547,7 @@ def _without_effect(model: Any) -> set[str]:
         unread += ("model.vision_tower.post_layernorm.",)
     if unread:
         found |= {n for n, _ in model.model.named_parameters() if n.startswith(unread)}
+    found |= {n for n, _ in model.model.named_parameters() if n.endswith(".masked_spec_embed")}
     for layer in range(model.dims.n_layers):
         own = model.family.of(layer)
         if own.k and not own.rotary and own.qk_norm is None:
@@ -543,7 +577,7 @@ def test_attention_is_not_uniform(twin: str, twin_cache: Path) -> None:
 def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
     """Attention reaches exactly as far as ``dims`` promises, on a prompt past the window."""
     fam, d = described(twin, twin_cache)
-    found = ran(twin, twin_cache, "long")
+    found = ran(twin, twin_cache, "long" if reads(twin, twin_cache, "long") else "sixteen")
     length = found.prompt.tokens.shape[1]
     distance = torch.arange(length)[:, None] - torch.arange(length)[None]
     for layer, window in enumerate(d.windows):
@@ -575,6 +609,8 @@ def test_windows_are_where_the_config_says(twin: str, twin_cache: Path) -> None:
 @every_twin
 def test_the_tokenizer_reads_and_writes_text(twin: str, twin_cache: Path) -> None:
     """transformers chooses the class by the type of model: each must read the twin's alphabet."""
+    if described(twin, twin_cache)[0].reads:
+        return
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint(twin, twin_cache).path)
     text = " two  words, 3 + 4\n"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]

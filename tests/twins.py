@@ -16,14 +16,14 @@ from conformance.checks.names import CHECKS
 from conformance.engine import run_job
 from conformance.implementations.huggingface import HuggingFaceModel
 from conformance.jobs import Job
-from conformance.media import generated
-from conformance.prompts import Prompt, build
+from conformance.reference import prompts_for
 from conformance.spec import ModelSpec, TwinSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conformance.families import Dims, Family
+    from conformance.prompts import Prompt
 
 #: Waking a second thread costs more than a twin's largest product.
 torch.set_num_threads(1)
@@ -79,9 +79,14 @@ def run(model: HuggingFaceModel, prompt: Prompt) -> Run:
 @functools.cache
 def ran(twin: str, cache: Path, prompt: str = "sixteen") -> Run:
     model = huggingface(twin, cache)
-    media = generated(model.model.config, model.dims)
-    (built,), _ = build(model.dims, None, (prompt,), media)
+    (built,), _ = prompts_for(model, None, (prompt,))
     return run(model, built)
+
+
+def reads(twin: str, cache: Path, prompt: str) -> bool:
+    """Whether the twin is given this prompt; prompts of text are, and need a tokenizer."""
+    model = huggingface(twin, cache)
+    return bool(prompts_for(model, None, (prompt,))[0])
 
 
 def described(twin: str, cache: Path) -> tuple[Family, Dims]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _VECTOR_STD = 0.3
 _TABLE_STD = 0.8
 _MATRIX_GAIN = 1.5
+#: What models that read no tokens call their first argument.
+CONTENT = ("pixel_values", "input_values")
 
 
 def build_twin(name: str, seed: int, target: Path, config: Mapping[str, Any] | None = None) -> None:
@@ -54,7 +56,8 @@ def build_twin(name: str, seed: int, target: Path, config: Mapping[str, Any] | N
         model = getattr(transformers, twin.architecture)._from_config(small, dtype=torch.float32)
     fill(model, seed, twin.gains)
     model.save_pretrained(target)
-    save_tokenizer(target, small.get_text_config().vocab_size)
+    if model.main_input_name not in CONTENT:
+        save_tokenizer(target, small.get_text_config().vocab_size)
 
 
 def fill(model: torch.nn.Module, seed: int, gains: Mapping[str, float] | None = None) -> None:

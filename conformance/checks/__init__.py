@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING
 from conformance.checks.names import CHECKS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from conformance.checks.base import Check
+    from conformance.families import Family
+
+
+#: Said of a check that asks about tokens where a model reads none.
+NO_TOKENS = "the model reads no tokens, which this check is about"
+
+
+def judging(names: Iterable[str], fam: Family) -> tuple[str, ...]:
+    """Those of the checks that have anything to say of an architecture."""
+    found = registry()
+    return tuple(n for n in names if fam.reads is None or found[n].of_content)
 
 
 def registry() -> Mapping[str, type[Check]]:

@@ -27,6 +27,7 @@ class Activations(Check):
     """
 
     name: ClassVar[str] = "activations"
+    of_content: ClassVar[bool] = True
     modes: ClassVar[frozenset[PassMode]] = frozenset({"plain"})
 
     def __init__(self) -> None:

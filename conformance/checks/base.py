@@ -116,6 +116,8 @@ class Check(ABC):
     modes: ClassVar[frozenset[PassMode]] = frozenset()
     #: Whether it reads the loaded weights (once, in float64).
     reads_weights: ClassVar[bool] = False
+    #: Whether it judges models that read pixels or a wave, and no tokens.
+    of_content: ClassVar[bool] = False
     #: Whether it makes runs of its own (:meth:`exact`).
     runs: ClassVar[bool] = False
 

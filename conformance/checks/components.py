@@ -33,6 +33,7 @@ class Components(Check):
     """Each component computes the reference's output from the reference's input."""
 
     name: ClassVar[str] = "components"
+    of_content: ClassVar[bool] = True
     modes: ClassVar[frozenset[PassMode]] = frozenset({"blocks", "components"})
 
     def __init__(self) -> None:

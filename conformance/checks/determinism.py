@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 #: Seeds of two runs: active dropout, or noise of any kind, differs between them.
 _SEEDS = (1, 2)
 
-#: What runs in between: another length, another batch, a mask, a whole context.
-_OTHERS = ("two", "padded_left", "long")
+#: What runs in between: another length, another batch, a mask, a whole context, an image.
+_OTHERS = ("two", "padded_left", "long", "media")
 
 Sites = dict[str, "torch.Tensor"]
 
@@ -35,12 +35,16 @@ class Determinism(Check):
     port loaded anew. Parameters, buffers, hooks, modes and configuration stay as they were."""
 
     name: ClassVar[str] = "determinism"
+    of_content: ClassVar[bool] = True
     runs: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         subject, scope = context.subject, context.scope
         self.metrics.update(scope.said())
-        prompt = prompt_of(context.reference.dims, scope)
+        if subject.family.reads:
+            prompt = next(p for p in context.reference.prompts if p.name == "sixteen")
+        else:
+            prompt = prompt_of(context.reference.dims, scope)
         before = State.of(subject)
         first: Sites = {}
         with self.port("the forward pass"):
@@ -56,7 +60,8 @@ class Determinism(Check):
         for other in context.reference.prompts:
             if other.name in _OTHERS:
                 with self.port(f"the forward pass on {other.name}"):
-                    subject.run(scope.cut(other) if scope.large else other, lambda *_: None)
+                    cut = scope.large and not subject.family.reads
+                    subject.run(scope.cut(other) if cut else other, lambda *_: None)
         with self.port("the same forward pass after others"):
             yield from _alike(first, _run(subject, prompt, _SEEDS[0]), "after other prompts")
         after = State.of(subject)
@@ -98,14 +103,19 @@ def _cached(subject: LensModel, prompt: Prompt, first: Sites) -> Iterator[Compar
     """Caches of two runs, without and with gradients recorded, and the logits they come with."""
     import torch
 
+    from conformance.implementations.base import at_each
+
     on = f"{prompt.name}, run_with_cache"
     sites = {name: site for site, name in subject.expected_hooks()[0].items()}
     caches = []
     for grad in (False, True):
         with subject.session(grad=grad):
+            given, content = subject.content(prompt)
             logits, cache = subject.model.run_with_cache(
-                prompt.tokens, **subject.run_options(prompt)
+                content, **given, **subject.run_options(prompt)
             )
+            if subject.family.pooled:
+                logits = at_each(prompt, logits)
             kept = torch.is_grad_enabled() == grad
         if not kept:
             state = "on" if grad else "off"

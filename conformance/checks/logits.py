@@ -25,6 +25,7 @@ class Logits(Check):
     """
 
     name: ClassVar[str] = "logits"
+    of_content: ClassVar[bool] = True
     modes: ClassVar[frozenset[PassMode]] = frozenset({"plain", "processed"})
 
     def __init__(self) -> None:

@@ -48,6 +48,7 @@ class Patterns(Check):
     """
 
     name: ClassVar[str] = "patterns"
+    of_content: ClassVar[bool] = True
     runs: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:

@@ -29,6 +29,7 @@ class Weights(Check):
     """Weights equal the checkpoint's, in every view of the port."""
 
     name: ClassVar[str] = "weights"
+    of_content: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = True
 
     def weights(self, context: Context) -> Iterable[Comparison]:

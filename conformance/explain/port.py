@@ -334,6 +334,10 @@ class _Work:
             return None  # an accessor, a weight that no prompt uses
         whole = self.survey.prompt(found.prompt)
         original, n_layers = whole.tokens.shape[1], self.subject.dims.n_layers
+        if whole.extra:
+            given = " and ".join(sorted(whole.extra))
+            note = f"scripts are given tokens alone, and this prompt has {given}"
+            return minimal_case(None, whole, original, n_layers, note)
         kind = found.location.kind
         prompt = whole
         if kind != "precision" and (kind != "processing" or found.site is not None):

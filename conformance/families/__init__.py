@@ -19,6 +19,7 @@ from conformance.families import (
     multimodal,
     per_layer,
     recurrent,
+    senses,
     seq2seq,
 )
 from conformance.families.base import Family
@@ -39,6 +40,7 @@ _FAMILIES: Mapping[str, Family | Callable[[Any], Family]] = {
     **recurrent.FAMILIES,
     **multimodal.FAMILIES,
     **seq2seq.FAMILIES,
+    **senses.FAMILIES,
 }
 
 

@@ -116,6 +116,8 @@ class Family:
             each layer: their parameters keep HuggingFace's names.
         reads_embedding: the block reads the embedding beside the stream, which thus is not all that
             later layers know.
+        reads: the model's argument that takes pixels or a wave, where it reads no tokens.
+        pooled: a sequence has one row of logits, which stands at every position.
         layers: where layers differ, one description for each; empty where all are alike.
     """
 
@@ -213,6 +215,8 @@ class Family:
     unnamed: tuple[str, ...] = ()
     towers: tuple[str, ...] = ()
     reads_embedding: bool = False
+    reads: str | None = None
+    pooled: bool = False
     layers: tuple[Family, ...] = ()
 
     @property

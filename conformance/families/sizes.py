@@ -111,6 +111,7 @@ def dims(config: Any) -> Dims:
     n_ctx = _first(config, *contexts, "max_seq_len", default=2048)
     if config.model_type == "roberta":
         n_ctx -= config.pad_token_id + 1  # rows before position 0
+    d_vocab = _first(config, "vocab_size", default=0) or config.num_labels  # classes
     of_layers = [_heads(own) for own in _each(config, n_layers)]
     found = Dims(
         n_layers=n_layers,
@@ -119,8 +120,8 @@ def dims(config: Any) -> Dims:
         chunks=tuple(
             config.attention_chunk_size if t == "chunked_attention" else None for t in kinds
         ),
-        d_vocab=config.vocab_size,
-        stand_ins=0 if whole is config else _stand_ins(whole, config.vocab_size),
+        d_vocab=d_vocab,
+        stand_ins=0 if whole is config else _stand_ins(whole, d_vocab),
         n_ctx=n_ctx,
         n_experts=_first(config, "num_local_experts", "num_experts", "n_routed_experts", default=0),
         windows=windows,

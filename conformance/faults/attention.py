@@ -429,8 +429,12 @@ FAULTS: tuple[Fault, ...] = (
         # Keys that are padding: masked, although not in the future.
         _reveals(lambda distance: distance >= 0),
         lambda s: (f"blocks.{_LAYER}.attn.pattern",),
-        # A decoder with an encoder sees its own padding.
-        lambda s: not alibi(s) and s.dims.windows[_LAYER] is None and not s.family.of(_LAYER).cross,
+        # A decoder with an encoder sees its own padding; an image has none.
+        lambda s: (
+            not (alibi(s) or s.family.reads)
+            and s.dims.windows[_LAYER] is None
+            and not s.family.of(_LAYER).cross
+        ),
     ),
     Fault(
         "window_one_too_wide",

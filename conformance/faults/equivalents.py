@@ -32,12 +32,13 @@ from conformance.faults.norms import (
     weight_is_offset,
 )
 from conformance.faults.weights import weight
-from conformance.prompts import Prompt
+from conformance.variants import doubled as in_a_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from conformance.implementations.lens_model import LensModel
+    from conformance.prompts import Prompt
 
 _LAYER = 1
 _PRE = f"blocks.{_LAYER}"
@@ -98,11 +99,7 @@ def _batched(subject: LensModel) -> Iterator[None]:
         grad: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         rows = prompt.tokens.shape[0]
-        twice = Prompt(
-            prompt.name,
-            prompt.tokens.repeat(2, 1),
-            None if prompt.mask is None else prompt.mask.repeat(2, 1),
-        )
+        twice = in_a_batch(prompt)
 
         def emit(name: str, tensor: torch.Tensor) -> None:
             flat = name.endswith("router_logits")

@@ -202,6 +202,11 @@ def decoded(prompt: Prompt, config: Any) -> torch.Tensor:
     return one_back(prompt.tokens, config) if prompt.decoder is None else prompt.decoder
 
 
+def at_each(prompt: Prompt, logits: torch.Tensor) -> torch.Tensor:
+    """A sequence's one row of logits [batch, d_vocab] at each of its positions."""
+    return logits[:, None].expand(-1, prompt.tokens.shape[1], -1)
+
+
 def shaped(emit: OnSite, prompt: Prompt, fam: Family | None = None) -> OnSite:
     """Give back batch and position to what a block flattened (OPT's MLP) or broadcast.
 

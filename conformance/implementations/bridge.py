@@ -178,6 +178,7 @@ class BridgeModel(LensModel):
             "resid_cross": f"blocks.{{l}}.{self._after_crossing()}",
             "ln_encoder": "encoder_ln_final.hook_out",
             "ln_final": "decoder_ln_final.hook_out" if self.family.encoder else "ln_final.hook_out",
+            **self._of_content(),
         }
 
     def layout(self, kind: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -197,11 +198,35 @@ class BridgeModel(LensModel):
         # Fires on [batch, head, pos, d_head].
         return lambda t: t.transpose(1, 2)
 
+    def _ln_final(self) -> torch.nn.Module:
+        if self.family.encoder:
+            found: torch.nn.Module = self.model.decoder_ln_final
+        else:
+            found = self.model.embed_ln if self._of_wave else self.model.ln_final
+        return found
+
+    @property
+    def _of_wave(self) -> bool:
+        """Whether it is an encoder of waves, which has one norm beside its blocks, before or after
+        them: the bridge calls it the embedding's in both."""
+        return hasattr(self.model, "conv_pos_embed")
+
+    def _of_content(self) -> dict[str, str]:
+        """Where what goes into the first block is shown, if it is not made of tokens."""
+        if not self._of_wave:
+            return {}
+        normed = "embed_ln.hook_out"
+        return {
+            "embed": normed if self.family.embed_ln else "feat_proj.hook_out",
+            "pos_embed": "conv_pos_embed.hook_out",
+            "ln_final": normed,
+        }
+
     def components(self) -> dict[str, torch.nn.Module]:
         model, fam = self.model, self.family
         found = {"unembed": model.unembed}
         if fam.ln_final:
-            found["ln_final"] = model.decoder_ln_final if fam.encoder else model.ln_final
+            found["ln_final"] = self._ln_final()
         if fam.encoder_ln_final:
             found["ln_encoder"] = model.encoder_ln_final
         for layer in range(self.dims.n_layers):

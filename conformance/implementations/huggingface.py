@@ -24,6 +24,7 @@ from conformance.implementations.base import (
     Force,
     OnSite,
     asked,
+    at_each,
     decoded,
     first_tensor,
     for_each_row,
@@ -209,6 +210,7 @@ class HuggingFaceModel:
         self.dims: Dims = dims(config)
         self._modules = dict(self.model.named_modules())
         parameters = inspect.signature(self.model.forward).parameters
+        self._takes_use_cache = self.family.reads is None
         self._takes_position_ids = "position_ids" in parameters and not self.family.own_positions
 
     @property
@@ -224,6 +226,8 @@ class HuggingFaceModel:
 
     def tied_unembed(self) -> bool:
         """Whether the unembedding is the embedding."""
+        if self.family.reads:  # there is no table of tokens
+            return False
         return self._modules[self.family.unembed].weight is self._modules[self.family.embed].weight
 
     def _module(self, path: str) -> torch.nn.Module:
@@ -263,7 +267,8 @@ class HuggingFaceModel:
         grad: bool = False,
     ) -> torch.Tensor:
         """See :class:`conformance.implementations.base.Implementation`."""
-        inputs = {"input_ids": prompt.tokens, **prompt.given(self.dtype)}
+        inputs = {} if self.family.reads else {"input_ids": prompt.tokens}
+        inputs |= prompt.given(self.dtype)
         inputs |= asked(self.family, prompt)
         if self.family.encoder:  # teacher forcing: what comes out is what went in
             given = inputs["decoder_input_ids"] = decoded(prompt, self.model.config)
@@ -289,8 +294,9 @@ class HuggingFaceModel:
             second = ("ln_final",) if self.family.one_norm else ()
             forced = hooked_inputs(self.components(), force, on_input, second=second)
             stack.enter_context(forced)
-            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
-        return logits
+            cache = {"use_cache": False} if self._takes_use_cache else {}
+            logits: torch.Tensor = self.model(**inputs, **cache).logits
+        return at_each(prompt, logits) if self.family.pooled else logits
 
     @contextlib.contextmanager
     def session(self, *, grad: bool = False) -> Iterator[None]:

@@ -21,6 +21,7 @@ from conformance.implementations.base import (
     Force,
     OnSite,
     asked,
+    at_each,
     first_tensor,
     for_each_row,
     hooked_inputs,
@@ -338,7 +339,8 @@ class LensModel(ABC):
         kwargs: dict[str, Any] = {"return_type": return_type, "loss_per_token": True}
         if prompt.mask is not None:
             kwargs["attention_mask"] = prompt.mask
-        kwargs |= prompt.given(self.dtype)
+        given, content = self.content(prompt)
+        kwargs |= given
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.session(grad=grad))
             second = ("ln_final",) if self.family.one_norm else ()
@@ -350,10 +352,15 @@ class LensModel(ABC):
                     stack.callback(module.register_forward_hook(output).remove)
             with_loss = return_type != "logits"
             options = self.loss_options(prompt) if with_loss else self.run_options(prompt)
-            result = self.model.run_with_hooks(prompt.tokens, fwd_hooks=hooks, **kwargs, **options)
+            result = self.model.run_with_hooks(content, fwd_hooks=hooks, **kwargs, **options)
         if not with_loss:
-            return result, None
+            return at_each(prompt, result) if self.family.pooled else result, None
         return result[0], result[1]
+
+    def content(self, prompt: Prompt) -> tuple[dict[str, Any], torch.Tensor]:
+        """What :attr:`model` is given by name, and what first: tokens, or what it reads instead."""
+        given: dict[str, Any] = prompt.given(self.dtype)
+        return given, given.pop(self.family.reads or "", prompt.tokens)
 
     def run_options(self, prompt: Prompt) -> dict[str, Any]:
         """What every call of :attr:`model` on a prompt needs besides its tokens and mask."""

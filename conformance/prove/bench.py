@@ -119,6 +119,13 @@ class Bench:
         """The dtype that users run."""
         return self.job.model.dtype
 
+    @property
+    def _judging(self) -> tuple[str, ...]:
+        """The checks that have anything to say of this architecture."""
+        from conformance.checks import judging
+
+        return judging(CHECKS, self.reference.family)
+
     def unfaulted(self) -> Proof:
         """The port as it is: how far under its bounds it stays."""
         assert self._baseline is not None
@@ -142,8 +149,8 @@ class Bench:
                 processed.process_weights = _already  # type: ignore[method-assign]
                 self.processed[dtype] = processed
         if invariants:
-            for name, check in registry().items():
-                if check.runs:
+            for name in self._judging:
+                if registry()[name].runs:
                     _merge(found, self._invariants(name))
         self._recall.learning = False
         failures = {name: [c for c in cs if not c.ok] for name, cs in found.items()}
@@ -227,7 +234,7 @@ class Bench:
         Nothing is proven where the check that alone can see the fault fails without it, or does
         not look.
         """
-        if fault.needs is not None and fault.needs not in CHECKS:
+        if fault.needs is not None and fault.needs not in self._judging:
             return False
         if fault.corrupt is not None and len(self.processed) < len({"float64", self.used_dtype}):
             return False
@@ -406,7 +413,7 @@ class Bench:
         from conformance.checks import registry
         from conformance.engine import Running, read_weights
 
-        running = Running([check() for check in registry().values()])
+        running = Running([registry()[name]() for name in self._judging])
         context = self._context(self.exact if dtype == "float64" else self.used)
         if dtype == "float64":
             read_weights(running, context)

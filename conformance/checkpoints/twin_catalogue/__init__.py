@@ -20,6 +20,7 @@ from conformance.checkpoints.twin_catalogue import (
     llama,
     multimodal,
     recurrent,
+    senses,
     seq2seq,
 )
 
@@ -41,4 +42,5 @@ TWINS: Mapping[str, Twin] = {
     **encoders.TWINS,
     **multimodal.TWINS,
     **seq2seq.TWINS,
+    **senses.TWINS,
 }
