@@ -374,10 +374,13 @@ class Patching(Check):
             found = attribution(self._subject, self._corrupted, differences)
         on = "corrupted (attribution patching)"
         for site, value in found.items():
-            truth = self._stored[f"attribution/{site}"]
-            yield agree(self._stored, f"attribution/{site}", value, site=site, on=on)
+            yield agree(self._stored, f"attribution/{site}", value.flatten(), site=site, on=on)
             if f"slope/{site}" not in self._stored:
                 continue
+            terms = self._stored[f"attribution/{site}"]
+            if terms.numel() != value.numel():
+                continue
+            truth = terms.reshape(value.shape).sum(1)
             slope = float(self._stored[f"slope/{site}"])
             size = float(truth.abs().sum())
             if not size:

@@ -162,7 +162,11 @@ def attribution(
     corrupted: Prompt,
     differences: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """Site -> gradient of the metric times clean minus corrupted, summed by position (or query).
+    """Site -> gradient of the metric times clean minus corrupted, [pos (or query), all else].
+
+    Its sum over a position is what people plot. The terms are what is compared: they cancel, and a
+    sum's error is that of its terms (Higham, Accuracy and Stability of Numerical Algorithms, 2nd
+    ed., section 4.2), of which one random draw says little where a sum is all there is.
 
     Args:
         differences: site -> clean minus corrupted, no batch.
@@ -179,9 +183,8 @@ def attribution(
     for (site, difference), gradient in zip(differences.items(), gradients, strict=True):
         axes = parse(site).axes[1:]
         kept = axes.index("query" if "query" in axes else "pos")
-        others = [axis for axis in range(len(axes)) if axis != kept]
         product = torch.zeros_like(difference) if gradient is None else gradient[0] * difference
-        found[site] = product.sum(others).detach()
+        found[site] = product.detach().movedim(kept, 0).flatten(1)
     return found
 
 
@@ -191,7 +194,7 @@ class Patching(Experiment):
     Results, logits always projected: ``clean`` and ``corrupted`` [pos, 16]; ``at/{site}``, one
     position patched [pos, 16]; ``whole/{site}``, z or attn_out patched at every position;
     each sweep [patches, 16] at the last position; ``path/{q, k or v}`` [later heads, 16] likewise;
-    ``attribution/{site}`` [pos]; and
+    ``attribution/{site}`` [pos * all else]; and
     ``slope/{site}`` [1], the metric's central difference along clean minus corrupted (of a large
     model, in its middle layer).
 
@@ -243,7 +246,7 @@ class Patching(Experiment):
             source = half(prompt, corrupted, model.model.config)
             yield "half", project(model.run(source, lambda *_: None))[0]
         for site, value in attribution(model, corrupted, differences).items():
-            yield f"attribution/{site}", value
+            yield f"attribution/{site}", value.flatten()
             if site in sloped:
                 parts = [w * metric(results[f"{n}/{site}"]) for n, w in STENCIL.items()]
                 yield f"slope/{site}", torch.stack(parts).sum().reshape(1) / DIFFERENCE_STEP
