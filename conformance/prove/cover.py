@@ -125,6 +125,7 @@ _PARTS = (
     *("norm_offset", "conv1d", "ln_final", "embed_ln", "embed_scaled", "pos_embed", "pos_offset"),
     *("ln_pre", "mlp_shifted", "receptance"),
     *("head", "encoder", "causal", "regular", "v_norm", "kv_from", "per_layer", "stream_scale"),
+    *("reads", "pooled"),
 )
 _MULTIPLIERS = ("embed_multiplier", "residual_multiplier")
 #: What a config may state besides.
@@ -150,6 +151,8 @@ def features(fam: Family, d: Dims, config: Mapping[str, Any]) -> frozenset[Featu
         found |= {(name, getattr(own, name) != 1.0) for name in _MULTIPLIERS}
         if own.experts:  # how the chosen are weighted is another module beside latent attention
             found.add(("experts", (bool(own.kv_latent), config.get("norm_topk_prob"))))
+        if own.relative:  # where attention is local, its table cannot be told from the mask
+            found.add(("relative", (own.causal, "attn.pattern" in own.notes)))
     return frozenset(found | set(_settings(config)))
 
 
