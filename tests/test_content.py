@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 MODELS = {m.id.removesuffix("-twin"): m for m in load_spec(ROOT / "models.toml").models}
 IMAGES = ("vit", "deit", "ast")
 WAVES = ("hubert", "wav2vec2-large")
-JUDGED = ("weights", "activations", "components", "logits", "patterns", "determinism")
+JUDGED = (
+    *("weights", "activations", "components", "logits", "patterns", "interventions", "determinism"),
+)
 
 
 @pytest.mark.parametrize("twin", WAVES)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from conformance.families import Family
 
 
-#: Said of a check that asks about tokens where a model reads none.
-NO_TOKENS = "the model reads no tokens, which this check is about"
+#: Said of a check whose runs are made of tokens where a model reads none.
+NO_TOKENS = "this check's prompts are tokens, and the model reads none"
 
 
 def judging(names: Iterable[str], fam: Family) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from conformance.checks.base import Check, Context, identical, structure
 from conformance.checks.state import State, hooks_of, unequal
-from conformance.experiments.rows import prompt_of
+from conformance.experiments.rows import read_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,10 +41,8 @@ class Determinism(Check):
     def exact(self, context: Context) -> Iterable[Comparison]:
         subject, scope = context.subject, context.scope
         self.metrics.update(scope.said())
-        if subject.family.reads:
-            prompt = next(p for p in context.reference.prompts if p.name == "sixteen")
-        else:
-            prompt = prompt_of(context.reference.dims, scope)
+        reference = context.reference
+        prompt = read_by(reference.family, reference.config, reference.dims, scope)
         before = State.of(subject)
         first: Sites = {}
         with self.port("the forward pass"):

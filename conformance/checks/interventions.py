@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from conformance.checks.base import Check, Context, agree, is_ours, structure
 from conformance.checks.effects import effect
 from conformance.experiments.interventions import EDITS, every_edit, rows
-from conformance.experiments.rows import project, prompt_of, run_rows
+from conformance.experiments.rows import project, read_by, run_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -27,11 +27,13 @@ class Interventions(Check):
     """
 
     name: ClassVar[str] = "interventions"
+    of_content: ClassVar[bool] = True
     runs: ClassVar[bool] = True
 
     def exact(self, context: Context) -> Iterable[Comparison]:
         stored, subject = context.experiment(self.name), context.subject
-        prompt = prompt_of(subject.dims, context.scope)
+        config = context.reference.config
+        prompt = read_by(subject.family, config, subject.dims, context.scope)
         sizes: dict[str, float] = stored.facts["sizes"]
         editable = subject.editable()
         self.metrics |= context.scope.said()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from conformance.bounds import MASKED_BELOW
 from conformance.experiments.base import Apparatus, Experiment
-from conformance.experiments.rows import gaussian, project, prompt_of, run_rows
+from conformance.experiments.rows import gaussian, project, read_by, run_rows
 from conformance.implementations.base import UNEDITABLE
 from conformance.sites import parse
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.experiments.rows import Row, RowEdit
+    from conformance.prompts import Prompt
 
 #: Edits, by the name under which results are kept, in a reader's words.
 EDITS: Mapping[str, str] = {
@@ -72,7 +73,7 @@ class Interventions(Experiment):
     uses: ClassVar[tuple[str, ...]] = ("conformance.experiments.rows",)
 
     def run(self, on: Apparatus) -> Iterator[tuple[str, torch.Tensor]]:
-        prompt = prompt_of(on.model.dims, on.scope)
+        prompt = _prompt(on)
         sizes, plain = _plain(on)
         yield "plain", plain
         names = list(every_edit(sizes))
@@ -81,6 +82,10 @@ class Interventions(Experiment):
 
     def facts(self, on: Apparatus) -> dict[str, Any]:
         return {"sizes": _plain(on)[0]}
+
+
+def _prompt(on: Apparatus) -> Prompt:
+    return read_by(on.model.family, on.model.model.config, on.model.dims, on.scope)
 
 
 def _plain(on: Apparatus) -> tuple[dict[str, float], torch.Tensor]:
@@ -94,7 +99,7 @@ def _plain(on: Apparatus) -> tuple[dict[str, float], torch.Tensor]:
         rms = float(value[value > MASKED_BELOW].square().mean().sqrt())
         sizes[name] = 2.0 ** round(math.log2(rms)) if rms > 0 else 1.0
 
-    logits = on.model.run(prompt_of(on.model.dims, on.scope), measure)
+    logits = on.model.run(_prompt(on), measure)
     return sizes, project(logits)[0]
 
 

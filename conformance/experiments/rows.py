@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from conformance import SEEDS
+from conformance.content import contents
 from conformance.memory import LOGITS
 from conformance.prompts import build
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from conformance.experiments.base import Scope
-    from conformance.families import Dims
+    from conformance.families import Dims, Family
     from conformance.implementations.base import Edits, Implementation
     from conformance.prompts import Prompt
 
@@ -52,6 +53,19 @@ def prompt_of(dims: Dims, scope: Scope) -> Prompt:
     """The prompt ``sixteen``, one row, as long as the scope has it."""
     (prompt,), _ = build(dims, None, ("sixteen",))
     return scope.cut(prompt)
+
+
+def read_by(fam: Family, config: Any, dims: Dims, scope: Scope) -> Prompt:
+    """The same, or for a model without tokens an image, or a wave of sixteen frames: whole, as one
+    cut short is another.
+
+    Args:
+        config: HuggingFace's.
+    """
+    if fam.reads is None:
+        return prompt_of(dims, scope)
+    (prompt,), _ = contents(fam, config, ("sixteen",))
+    return prompt
 
 
 def project(logits: torch.Tensor) -> torch.Tensor:
@@ -92,6 +106,7 @@ def repeated(prompt: Prompt, rows: int) -> Prompt:
     return replace(
         prompt,
         tokens=prompt.tokens.repeat(rows, 1),
+        extra={k: v.repeat(rows, *(1,) * (v.ndim - 1)) for k, v in prompt.extra.items()},
         decoder=None if given is None else given.repeat(rows, 1),
     )
 
