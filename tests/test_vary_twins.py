@@ -171,3 +171,11 @@ def test_logits_alone_are_judged_after_processing_too(tmp_path: Path) -> None:
     assert failure.choice == {"word_embed_proj_dim": "40"}
     assert found.configurations[-1].judged.logits_only
     assert failure.difference.check == "processing"
+
+
+def test_what_reads_waves_is_varied_too(tmp_path: Path) -> None:
+    """Its bridge is right but for the hook of the scores, which shows the pattern (finding 004)."""
+    space = some("hubert", do_stable_layer_norm=("True",), conv_pos_batch_norm=("True",))
+    found = run(space, tmp_path, explaining=False)
+    assert {f.difference.kind for f in found.failures} == {"attn.scores"}
+    assert {c.choice.get("do_stable_layer_norm") for c in found.configurations} == {None, "True"}

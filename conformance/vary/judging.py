@@ -87,7 +87,7 @@ def _silent(_: str) -> None:
 def _judge(job: VaryJob, progress: Callable[[str], None]) -> Judged:
     import torch
 
-    from conformance.checks import registry
+    from conformance.checks import judging, registry
     from conformance.checks.base import Context
     from conformance.engine import Running, load, prepared, read_weights, run_passes
 
@@ -99,7 +99,8 @@ def _judge(job: VaryJob, progress: Callable[[str], None]) -> Judged:
         return Judged("refused", "port", error.message, effect=effect)
     except ImplementationError as error:
         return dataclasses.replace(_not_loaded(error), effect=effect)
-    running = Running([registry()[name]() for name in _CHECKS])
+    checks = judging(_CHECKS, reference.family)
+    running = Running([registry()[name]() for name in checks])
     context = Context(reference, subject)
     read_weights(running, context)
     _check_described(running)
@@ -242,10 +243,14 @@ def _bare_prompts(job: VaryJob, checkpoint: Checkpoint) -> tuple[Prompt, ...]:
     """Those that need no mask, which each port takes in its own way."""
     import transformers
 
-    from conformance.families import dims
+    from conformance.content import contents
+    from conformance.families import dims, family
     from conformance.prompts import build
 
     config = transformers.AutoConfig.from_pretrained(checkpoint.path)
+    fam = family(job.model.architecture, config)
+    if fam.reads:
+        return contents(fam, config, ("sixteen", "long"))[0]
     return build(dims(config), None, ("sixteen", "long"))[0]
 
 
@@ -265,7 +270,7 @@ def _run_bare(job: VaryJob) -> None:
 
     def run() -> dict[str, torch.Tensor]:
         with promoted(torch.float64), torch.no_grad():
-            return {p.name: model(p.tokens, use_cache=False).logits for p in prompts}
+            return {p.name: _logits(model, p) for p in prompts}
 
     logits = run()
     move_weights(_Moved(model))  # type: ignore[arg-type]
@@ -278,6 +283,19 @@ def _run_bare(job: VaryJob) -> None:
         for centre in (False, True)
     }
     torch.save({"logits": logits, "spread": spread}, Path(job.cache) / _BARE)
+
+
+def _logits(model: Any, prompt: Prompt) -> torch.Tensor:
+    """HuggingFace's [batch, pos, d_vocab]; of an image, its one row at each position."""
+    import torch
+
+    from conformance.implementations.base import at_each
+
+    if not prompt.extra:
+        found: torch.Tensor = model(prompt.tokens, use_cache=False).logits
+        return found
+    found = model(**prompt.given(torch.float64)).logits
+    return at_each(prompt, found) if found.ndim == 2 else found
 
 
 @dataclass
@@ -325,13 +343,17 @@ def _compared_bare(
 
     from conformance import bounds
     from conformance.compare import measure
+    from conformance.implementations.base import at_each
     from conformance.precision import promoted
 
     centre = check == "processing"  # which may shift all logits of a position
     for prompt in prompts:
         try:
             with promoted(torch.float64), torch.no_grad():
-                shown = subject.model(prompt.tokens)
+                given, content = subject.content(prompt)
+                shown = subject.model(content, **given)
+            if subject.family.pooled:
+                shown = at_each(prompt, shown)
         except Exception as error:
             said = f"{type(error).__name__}: {_first_line(error)}"
             return _raised("processing" if centre else "run", said)
