@@ -232,7 +232,7 @@ def test_a_small_port_takes_what_is_predicted(twin_cache: Path) -> None:
     from twins import twin_model
 
     if torch.version.cuda is not None:
-        pytest.skip("what the imports take was measured without CUDA, whose build takes 150 MB more")
+        pytest.skip("the imports were measured without CUDA, whose build takes 150 MB more")
 
     from conformance.isolation import Isolation
     from conformance.runner import Runner
