@@ -23,6 +23,9 @@ OPTIONAL = "refactor_factored_attn_matrices"
 FLAGS: tuple[str, ...] = (*STANDARD, OPTIONAL)
 
 
+_SHORTFORMER = "the library leaves it off for shortformer models, with a warning"
+
+
 def centres(subject: LensModel) -> bool:
     """Whether the port's norms subtract the mean; without it, centring changes the function."""
     kind = str(getattr(subject.model.cfg, "normalization_type", "LN"))
@@ -48,12 +51,18 @@ def declined(subject: LensModel, flag: str) -> str | None:
             return f"{type(adapter).__name__} does not support it"
         if subject.family.ln1 is None and subject.family.ln2 is None:
             return "norms stand after what they would be folded into"
+        if subject.family.shortformer:
+            return "positions are added after the norm"
     elif flag == "center_writing_weights":
+        if subject.family.shortformer:
+            return _SHORTFORMER
         if not centres(subject):
             return "the norms do not subtract the mean, so centring would change the function"
         if not getattr(adapter, "supports_center_writing_weights", True):
             return f"{type(adapter).__name__} does not support it"
     elif flag == "center_unembed":
+        if subject.family.shortformer:
+            return _SHORTFORMER
         if (getattr(cfg, "output_logits_soft_cap", None) or 0) > 0:
             return "a soft cap of the logits does not commute with a shift of them"
     elif flag == "fold_value_biases" and not _has_value_bias(subject):

@@ -184,3 +184,10 @@ def promoted(dtype: torch.dtype) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def as_stored() -> Iterator[None]:
+    """Inside promotion, read or write a file, whose numbers keep their dtype."""
+    with torch._C.DisableTorchFunction():
+        yield

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformance import SEEDS, choices, own_error
+from conformance.classes import read_config
 from conformance.content import contents
 from conformance.errors import TraceError
 from conformance.media import generated
@@ -95,13 +96,10 @@ def code_hash() -> str:
 
 def fingerprint(model: ModelSpec, checkpoint: Checkpoint) -> str:
     """What a stored trace is keyed by."""
-    import transformers
 
     from conformance.families import family
 
-    config = transformers.AutoConfig.from_pretrained(
-        checkpoint.path, trust_remote_code=model.trust_remote_code
-    )
+    config = read_config(checkpoint.path, trust_remote_code=model.trust_remote_code)
     facts = {
         "checkpoint": checkpoint.digest,
         "architecture": repr(family(model.architecture, config)),
@@ -135,14 +133,13 @@ class Reference:
     def __init__(
         self, path: Path, checkpoint: Path, architecture: str, dtype: str = "float32"
     ) -> None:
-        import transformers
 
         from conformance.families import dims, family
 
         self.path = path
         self.trace = Trace(path)
         facts = self.trace.facts
-        config = transformers.AutoConfig.from_pretrained(checkpoint)
+        config = read_config(checkpoint)
         self.family: Family = family(architecture, config)
         self.dims: Dims = dims(config)
         self.config = config

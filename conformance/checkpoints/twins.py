@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from conformance.checkpoints.twin_catalogue import TWINS
+from conformance.classes import model_class
 from conformance.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ def build_twin(name: str, seed: int, target: Path, config: Mapping[str, Any] | N
             f"no twin named {name!r}", f"known: {', '.join(sorted(TWINS))} (twin_catalogue/)"
         )
     import torch
-    import transformers
 
     from conformance.checkpoints.shrink import shrink
 
@@ -53,10 +53,10 @@ def build_twin(name: str, seed: int, target: Path, config: Mapping[str, Any] | N
     small.architectures = [twin.architecture]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(transformers, twin.architecture)._from_config(small, dtype=torch.float32)
+        model = model_class(twin.architecture)._from_config(small, dtype=torch.float32)
     fill(model, seed, twin.gains)
     model.save_pretrained(target)
-    if model.main_input_name not in CONTENT:
+    if twin.reads_text and model.main_input_name not in CONTENT:
         save_tokenizer(target, small.get_text_config().vocab_size)
 
 

@@ -75,7 +75,9 @@ class _Lens(Reading):
         if not self.fam.summed:
             reason = _NORMED_SUMS if self.fam.post_norm else _SCALED_SUMS
             self.check.not_applicable("decompose_resid", reason)
-        elif self.fam.everywhere("attn_out") and self.fam.everywhere("mlp_out"):
+        elif self.fam.everywhere("attn_out") and (
+            self.fam.attention_only or self.fam.everywhere("mlp_out")
+        ):
             yield self.decomposed
         else:
             reason = "not every layer adds attention and an MLP to the residual stream"
@@ -128,7 +130,8 @@ class _Lens(Reading):
         scaled = self.cache.apply_ln_to_stack(stack, layer=-1).sum(0)
         weights = self.norm()
         normed = scaled * weights[0] + weights[1]
-        yield self.as_site("ln_final", normed, "sum of the parts, norm's scale frozen")
+        if self.fam.ln_final:
+            yield self.as_site("ln_final", normed, "sum of the parts, norm's scale frozen")
         if self.fam.head is not None:
             self.check.not_applicable("attributions to logits", _NOT_LINEAR)
             return
@@ -155,7 +158,8 @@ class _Lens(Reading):
                 yield structure(due[label], f"{what} has no {label!r}", PROMPT)
         for label in labels:
             if label not in due:
-                yield structure(None, f"{what} has {label!r}, which is no part", PROMPT)
+                site = label if label in ("embed", "pos_embed") else None
+                yield structure(site, f"{what} has {label!r}, which is no part", PROMPT)
         for label, value in zip(labels, stack, strict=True):
             if label in due:
                 yield self.as_site(due[label], value, f"{what}: {label}")
@@ -208,6 +212,9 @@ class _Lens(Reading):
 
     def neuron_results(self) -> Iterator[Comparison]:
         """``get_neuron_results`` and ``stack_neuron_results``: each neuron's part of the MLP's."""
+        if self.fam.attention_only:
+            self.check.not_applicable("neuron results", "blocks have no MLP")
+            return
         if self.fam.moe and not self.fam.has_neurons:
             reason = "neurons live inside experts, each on its own tokens"
             self.check.not_applicable("neuron results", reason)

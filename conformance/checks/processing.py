@@ -168,6 +168,9 @@ class _Sites:
                 return
         elif kind not in _KEPT and kind not in _STREAM:
             return
+        own = self._context.reference.family.of(site.layer or 0)
+        if kind == "mlp.post" and own.down_norm and held["fold_ln"]:
+            return  # what the norm of the neurons multiplies by is folded too
         reference = self._context.reference
         truth = reference.truth(self._at.name, name)
         if truth.shape != value.shape:

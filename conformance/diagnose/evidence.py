@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from conformance import bounds
+from conformance.classes import read_config
 from conformance.compare import measure
 from conformance.sites import BLOCK_KINDS, USUAL, Order, computation_order, parse
 from conformance.variants import ISOLATION_PROMPTS, teacher
@@ -196,9 +197,8 @@ class Run:
 
 def checkpoint_config(path: Path) -> Any:
     """The HuggingFace config of a checkpoint directory's language model."""
-    import transformers
 
-    return transformers.AutoConfig.from_pretrained(path).get_text_config()
+    return read_config(path).get_text_config()
 
 
 def watch(

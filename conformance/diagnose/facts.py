@@ -76,7 +76,7 @@ def norm(config: Any, fam: Family) -> Norm:
     centred = eps is None
     if centred:
         # OPT and OLMo state none: torch's own default.
-        names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
+        names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps", "eps")
         eps = first(config, *names, default=1e-5)
     return Norm(float(eps), centred, 1.0 if fam.norm_offset else 0.0)
 

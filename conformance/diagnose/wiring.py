@@ -141,7 +141,7 @@ def sum_step(evidence: Evidence, kind: str, layer: int) -> Step | None:
     if kind == "resid_pre":
         if layer > 0:
             return None
-        terms = ("embed", "pos_embed") if fam.pos_embed else ("embed",)
+        terms = fam.embeds
     elif kind == "resid_mid":
         terms = ("resid_pre", "attn_out")
     else:

@@ -48,10 +48,9 @@ def cut(scope: Scope, prompt: Prompt, fam: Family) -> Prompt:
 
 def components(layers: int, fam: Family) -> list[str]:
     """The sites that add up to the last residual stream, in order."""
-    embeds = ["embed"] if "pos_embed" in fam.absent() else ["embed", "pos_embed"]
     kinds = ("attn_out", "mixer_out", "mlp_out", "per_layer_out")
     parts = [f"blocks.{i}.{k}" for i in range(layers) for k in kinds if k not in fam.absent(i)]
-    return [*embeds, *parts]
+    return [*fam.embeds, *parts]
 
 
 class Lens(Experiment):
@@ -154,6 +153,8 @@ def _attributions(
     norm = facts.norm(config, fam)
     x = seen[f"blocks.{d.n_layers - 1}.resid_post"][0]
     parts = torch.stack([seen[s][0].expand(x.shape) for s in components(d.n_layers, fam)])
+    if fam.ln_final is None:
+        return parts @ direction
     if norm.centred:
         x, parts = (t - t.mean(-1, keepdim=True) for t in (x, parts))
     scale = (x.square().mean(-1) + norm.eps).sqrt()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from conformance.classes import read_config
 from conformance.experiments.base import Experiment
 
 if TYPE_CHECKING:
@@ -67,9 +68,8 @@ class Patterns(Experiment):
 
 
 def _config(on: Apparatus) -> Any:
-    import transformers
 
-    return transformers.AutoConfig.from_pretrained(on.checkpoint)
+    return read_config(on.checkpoint)
 
 
 EXPERIMENT = Patterns()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from conformance.classes import read_config
 from conformance.experiments.base import Apparatus, Experiment
 
 if TYPE_CHECKING:
@@ -80,9 +81,8 @@ class Tokenizer(Experiment):
 
 
 def _texts(on: Apparatus) -> dict[str, str]:
-    import transformers
 
-    config = transformers.AutoConfig.from_pretrained(on.checkpoint).get_text_config()
+    config = read_config(on.checkpoint).get_text_config()
     return {**TEXTS, "long": long_text(_context(config))}
 
 

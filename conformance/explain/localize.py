@@ -253,7 +253,9 @@ class Localizer:
         first_of_stack = where.layer in (0, self.family.encoder)
         if where.kind == "resid_pre":
             name = f"blocks.{where.layer - 1}.resid_post"
-            found |= {"embed", "pos_embed"} & shown if first_of_stack else {name} & shown
+            found |= set(self.family.embeds) & shown if first_of_stack else {name} & shown
+        if where.kind in ("attn.q", "attn.k") and self.family.shortformer:
+            found |= {"pos_embed"} & shown
         if where.kind in ("cross_attn.k", "cross_attn.v"):
             found |= self._encoded(shown)
         return found

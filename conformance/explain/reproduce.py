@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformance.bounds import PLAIN_IN_FLOAT32, SCRIPT_ALLOWED
+from conformance.classes import read_config
 from conformance.explain.explanations import MinimalCase
 from conformance.explain.script import INSIDE, Case, Port, Source, write
 from conformance.sites import parse
@@ -160,13 +161,10 @@ def candidates(
     flags: dict[str, bool] | None = None,
 ) -> Iterator[Candidate]:
     """Scripts from the smallest on: fewest layers, weights drawn rather than loaded."""
-    import transformers
 
     location = finding.location
     site = finding.site or location.site or "logits"
-    config = transformers.AutoConfig.from_pretrained(
-        checkpoint, trust_remote_code=model.trust_remote_code
-    )
+    config = read_config(checkpoint, trust_remote_code=model.trust_remote_code)
     fam, n_layers = subject.family, subject.dims.n_layers
     where = parse(site).layer
     precision = location.kind == "precision"

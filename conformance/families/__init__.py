@@ -17,6 +17,7 @@ from conformance.families import (
     experts,
     latent,
     multimodal,
+    native,
     per_layer,
     recurrent,
     senses,
@@ -41,6 +42,7 @@ _FAMILIES: Mapping[str, Family | Callable[[Any], Family]] = {
     **multimodal.FAMILIES,
     **seq2seq.FAMILIES,
     **senses.FAMILIES,
+    **native.FAMILIES,
 }
 
 

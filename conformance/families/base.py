@@ -28,6 +28,8 @@ class Family:
         unembed_bias: where its bias is a parameter of its own.
         transform: what lies between the last block and the final norm.
         head: what lies between the final norm and the unembedding and is not linear.
+        shortformer: positions are added to what queries and keys are made of, and not to the stream
+            (Press et al. 2021).
         pos_offset: rows of the position table before position 0 (OPT keeps 2).
         type_embed: embeddings of token types (first or second sentence).
         own_positions: the model counts positions itself, from its padding token.
@@ -134,6 +136,7 @@ class Family:
     transform: str | None = None
     head: str | None = None
     pos_embed: str | None = None
+    shortformer: bool = False
     pos_offset: int = 0
     embed_ln: str | None = None
     type_embed: str | None = None
@@ -220,6 +223,11 @@ class Family:
     layers: tuple[Family, ...] = ()
 
     @property
+    def embeds(self) -> tuple[str, ...]:
+        """The sites whose sum the first block's stream is, where no norm follows them."""
+        return ("embed", "pos_embed") if self.pos_embed and not self.shortformer else ("embed",)
+
+    @property
     def attn_reads(self) -> str:
         """The kind of site that attention reads."""
         return "ln1" if self.ln1 and not self.post_norm else "resid_pre"
@@ -265,11 +273,18 @@ class Family:
 
     @property
     def regular(self) -> bool:
-        """Whether every layer has heads with weights of their own, and an MLP or experts.
+        """Whether every layer has heads with weights of their own, and an MLP or experts, unless
+        none has.
 
         What TransformerLens says of heads and circuits holds for such models only.
         """
-        return all(f.attn and ((f.q and f.v) or f.qkv) and f.mlp for f in self.every)
+        heads = all(f.attn and ((f.q and f.v) or f.qkv) for f in self.every)
+        return heads and (self.attention_only or all(f.mlp for f in self.every))
+
+    @property
+    def attention_only(self) -> bool:
+        """Whether blocks have attention and nothing else."""
+        return all(f.attn and not f.mlp and not f.mixer for f in self.every)
 
     @property
     def summed(self) -> bool:

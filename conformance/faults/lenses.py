@@ -94,7 +94,7 @@ def _stacked(subject: LensModel) -> bool:
 
 def _decomposes(subject: LensModel) -> bool:
     fam = subject.family
-    whole = fam.everywhere("attn_out") and fam.everywhere("mlp_out")
+    whole = fam.everywhere("attn_out") and (fam.attention_only or fam.everywhere("mlp_out"))
     return whole and fam.summed and not fam.encoder
 
 
@@ -117,9 +117,11 @@ FAULTS: tuple[Fault, ...] = (
     ),
     _fault(
         "decompose_drops_last",
-        "decompose_resid leaves out the last MLP",
+        "decompose_resid leaves out the last MLP, or attention where there is none",
         _cached("decompose_resid", _without_last),
-        lambda s: (f"blocks.{s.dims.n_layers - 1}.mlp_out",),
+        lambda s: (
+            f"blocks.{s.dims.n_layers - 1}.{'attn' if s.family.attention_only else 'mlp'}_out",
+        ),
         _decomposes,
     ),
     _fault(

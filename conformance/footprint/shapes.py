@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conformance.classes import model_class, read_config
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -85,12 +87,11 @@ def of_config(config: Any, architecture: str) -> Shape:
         FamilyError: no family describes such a config.
     """
     import torch
-    import transformers
 
     from conformance.families import dims
     from conformance.implementations.huggingface import HEADLESS
 
-    whole = getattr(transformers, HEADLESS.get(architecture, architecture))
+    whole = model_class(HEADLESS.get(architecture, architecture))
     with torch.device("meta"):
         model = whole._from_config(config)
     text = config.get_text_config()
@@ -106,9 +107,8 @@ def of_checkpoint(checkpoint: Checkpoint, model: ModelSpec) -> Shape:
 
 def of_directory(path: Path, architecture: str, trust_remote_code: bool = False) -> Shape:
     """Of a directory that ``save_pretrained`` wrote, from its config alone."""
-    import transformers
 
-    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    config = read_config(path, trust_remote_code=trust_remote_code)
     return of_config(config, architecture)
 
 

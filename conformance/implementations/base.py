@@ -72,15 +72,16 @@ class Implementation(Protocol):
         ...
 
 
-#: Names under which a component takes its input; attention may take it once for each of q, k, v.
+#: Names under which a component takes its input; attention may take it once for each of v, q, k,
+#: and with positions added for the latter two.
 _INPUT_NAMES = (
     "hidden_states",
     "input",
     "x",
     "residual",
+    "value_input",
     "query_input",
     "key_input",
-    "value_input",
 )
 
 
@@ -96,7 +97,15 @@ def replace_input(
             f"no tensor input among {len(args)} positional and {sorted(kwargs)} keyword arguments",
             "teach conformance.implementations.base.replace_input this signature",
         )
-    return args, {**kwargs, **{n: value.reshape(t.shape) for n, t in found.items()}}
+    own = next(iter(found.values()))
+
+    def replaced(tensor: torch.Tensor) -> torch.Tensor:
+        given = value.reshape(tensor.shape)
+        if tensor.shape != own.shape or torch.equal(tensor, own):
+            return given
+        return given + (tensor - own)  # what was added for queries or keys stays added
+
+    return args, {**kwargs, **{name: replaced(tensor) for name, tensor in found.items()}}
 
 
 def tensor_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:

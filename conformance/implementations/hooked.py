@@ -21,7 +21,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from conformance.classes import read_config
 from conformance.errors import ConformanceError, ImplementationError, NotApplicable
+from conformance.native import ARCHITECTURE
+from conformance.native import loading as native
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -167,7 +170,10 @@ def load_hooked(
             the checkpoint under it.
     """
     _require_hooked_transformer()
-    name = official_name or _default_name(architecture)
+    own_format = architecture == ARCHITECTURE
+    name = official_name or (
+        native.official_name(checkpoint_dir) if own_format else _default_name(architecture)
+    )
 
     from transformer_lens import HookedTransformer
     from transformer_lens import loading_from_pretrained as loading
@@ -181,9 +187,13 @@ def load_hooked(
         ) from error
 
     tokenizer = _tokenizer(checkpoint_dir)
+    offered = (
+        _own_format(checkpoint_dir)
+        if own_format
+        else _as_on_the_hub(loading, checkpoint_dir, name, has_tokenizer=tokenizer is not None)
+    )
     with (
-        _served_as(checkpoint_dir, name) as hub_cache,
-        _configuration(loading, checkpoint_dir, name, has_tokenizer=tokenizer is not None),
+        offered as where,
         contextlib.redirect_stdout(io.StringIO()),
         warnings.catch_warnings(),
     ):
@@ -202,8 +212,7 @@ def load_hooked(
                 # Masks are the caller's to give: with "left" TransformerLens would guess one
                 # from token ids that happen to equal the padding id.
                 default_padding_side=None if tokenizer is None else "right",
-                cache_dir=str(hub_cache),
-                local_files_only=True,
+                **where,
                 **(flags or {}),
             )
         except (ConformanceError, MemoryError):
@@ -248,6 +257,25 @@ def _tokenizer(checkpoint_dir: Path) -> Any | None:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(checkpoint_dir, local_files_only=True)
+
+
+@contextlib.contextmanager
+def _as_on_the_hub(
+    loading: Any, checkpoint_dir: Path, name: str, *, has_tokenizer: bool
+) -> Iterator[dict[str, Any]]:
+    """What tells TransformerLens to find the checkpoint under ``name``."""
+    with (
+        _served_as(checkpoint_dir, name) as hub_cache,
+        _configuration(loading, checkpoint_dir, name, has_tokenizer=has_tokenizer),
+    ):
+        yield {"cache_dir": str(hub_cache), "local_files_only": True}
+
+
+@contextlib.contextmanager
+def _own_format(checkpoint_dir: Path) -> Iterator[dict[str, Any]]:
+    """The same for TransformerLens's own format, of which it asks the hub for single files."""
+    with native.served(checkpoint_dir):
+        yield {}
 
 
 @contextlib.contextmanager
@@ -299,9 +327,7 @@ def _configuration(
 
 def _sizes(official: Mapping[str, Any], checkpoint_dir: Path, name: str) -> dict[str, Any]:
     """The checkpoint's sizes, in the terms of a hard-coded configuration."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(checkpoint_dir, local_files_only=True).get_text_config()
+    config = read_config(checkpoint_dir, local_files_only=True).get_text_config()
     n_layers = config.num_hidden_layers
     pattern = official.get("attn_types")
     if pattern is not None and len(pattern) < n_layers:

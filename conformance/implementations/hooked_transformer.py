@@ -44,7 +44,7 @@ class HookedModel(LensModel):
         return self.family.alibi
 
     def module_sites(self) -> dict[str, torch.nn.Module]:
-        found = {"ln_final": self.model.ln_final}
+        found = {"ln_final": self.model.ln_final} if self.family.ln_final else {}
         for layer in range(self.dims.n_layers):
             block = self.model.blocks[layer]
             for kind, name in (
@@ -60,7 +60,8 @@ class HookedModel(LensModel):
 
     def components(self) -> dict[str, torch.nn.Module]:
         model, fam = self.model, self.family
-        found = {"ln_final": model.ln_final, "unembed": model.unembed}
+        found = {"ln_final": model.ln_final} if fam.ln_final else {}
+        found["unembed"] = model.unembed
         for layer in range(self.dims.n_layers):
             block = model.blocks[layer]
             found[f"blocks.{layer}"] = block
@@ -140,6 +141,8 @@ class HookedModel(LensModel):
             return f"{stem}.W_{what[2:]}.{kind}"
         if name.startswith("embed_ln."):
             return "embed.ln." + name.rsplit(".", 1)[1]
+        if ".mlp.down_norm." in name:
+            return name.replace("down_norm", "ln")
         return name
 
     def run_options(self, prompt: Prompt) -> dict[str, Any]:

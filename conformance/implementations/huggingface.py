@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from conformance.classes import model_class, read_config
 from conformance.errors import ImplementationError
 from conformance.families import Dims, Family, dims, family
 from conformance.implementations.base import (
@@ -647,9 +648,7 @@ def load(
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(
-        checkpoint, trust_remote_code=trust_remote_code
-    )
+    config = read_config(checkpoint, trust_remote_code=trust_remote_code)
     stated = list(config.architectures or [])
     if architecture not in stated:
         raise ImplementationError(
@@ -658,7 +657,7 @@ def load(
             "correct `architecture` of this model in models.toml",
         )
     whole = HEADLESS.get(architecture, architecture)
-    cls = getattr(transformers, whole, transformers.AutoModelForCausalLM)
+    cls = model_class(whole) or transformers.AutoModelForCausalLM
     overrides: dict[str, Any] = {}
     if dtype == torch.float64 and getattr(config, "reorder_and_upcast_attn", False):
         # The same sums in float32, in another order; GPT-2 raises where scores are wider.

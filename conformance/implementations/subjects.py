@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from conformance.errors import ImplementationError, NotApplicable
 from conformance.implementations.bridge import BridgeModel
 from conformance.implementations.hooked_transformer import HookedModel
+from conformance.native import ARCHITECTURE
 from conformance.precision import promoted
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def load_subject(
             subject.load_processed = functools.partial(load, processed=True)
             return subject
         if name == "bridge":
+            if fam.architecture == ARCHITECTURE:
+                return _wrap(_own_format(checkpoint, dtype, hooked_name), name, fam, d, dtype)
             return _wrap(_bridge(checkpoint, dtype, trust_remote_code), name, fam, d, dtype)
     raise ImplementationError(
         f"no subject named {name!r}",
@@ -117,6 +120,16 @@ def _bridge(checkpoint: Path, dtype: torch.dtype, trust_remote_code: bool) -> An
             "the installed TransformerLens has no adapter for this architecture",
             "`conformance coverage` lists what it supports",
         ) from error
+
+
+def _own_format(checkpoint: Path, dtype: torch.dtype, official_name: str | None) -> Any:
+    import transformers
+
+    from conformance.native.loading import load_bridge
+
+    files = checkpoint.glob("tokenizer*.json")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint) if any(files) else None
+    return load_bridge(checkpoint, dtype, tokenizer, official_name)
 
 
 def _declared(loader: str, checkpoint: Path, dtype: torch.dtype) -> Any:

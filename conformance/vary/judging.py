@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conformance.classes import read_config
 from conformance.errors import ConformanceError, FamilyError, ImplementationError, NotApplicable
 from conformance.jobs import Job
 from conformance.vary.records import Difference, Judged
@@ -241,13 +242,12 @@ def _effect(reference: Reference, twin: str | None) -> float | None:
 
 def _bare_prompts(job: VaryJob, checkpoint: Checkpoint) -> tuple[Prompt, ...]:
     """Those that need no mask, which each port takes in its own way."""
-    import transformers
 
     from conformance.content import contents
     from conformance.families import dims, family
     from conformance.prompts import build
 
-    config = transformers.AutoConfig.from_pretrained(checkpoint.path)
+    config = read_config(checkpoint.path)
     fam = family(job.model.architecture, config)
     if fam.reads:
         return contents(fam, config, ("sixteen", "long"))[0]
@@ -371,13 +371,12 @@ def _compared_bare(
 def _load_bare(job: VaryJob, checkpoint: Checkpoint) -> LensModel:
     """The port, none of whose hooks is asked for."""
     import torch
-    import transformers
 
     from conformance.families import dims, family
     from conformance.implementations.subjects import load_subject
 
     assert job.subject is not None
-    config = transformers.AutoConfig.from_pretrained(checkpoint.path)
+    config = read_config(checkpoint.path)
     return load_subject(
         job.subject,
         checkpoint.path,

@@ -19,6 +19,7 @@ from conformance.checkpoints.twin_catalogue import (
     latent,
     llama,
     multimodal,
+    native,
     recurrent,
     senses,
     seq2seq,
@@ -43,4 +44,5 @@ TWINS: Mapping[str, Twin] = {
     **multimodal.TWINS,
     **seq2seq.TWINS,
     **senses.TWINS,
+    **native.TWINS,
 }

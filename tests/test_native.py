@@ -1,0 +1,145 @@
+"""Models of TransformerLens's own format: the reference, what was published, and what loads it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conformance.checkpoints import resolve
+from conformance.checkpoints.twin_catalogue import TWINS
+from conformance.checkpoints.twins import build_twin
+from conformance.classes import model_class, read_config
+from conformance.errors import CheckpointError
+from conformance.native import ARCHITECTURE, published
+from conformance.native.config import NativeConfig
+from conformance.spec import ModelSpec
+
+OWN = [name for name, twin in TWINS.items() if twin.architecture == ARCHITECTURE]
+TOKENS = torch.tensor([[5, 17, 40, 8, 23, 23, 9, 31]])
+
+
+def load(path: Path) -> Any:
+    return model_class(ARCHITECTURE).from_pretrained(path, dtype=torch.float64).eval()
+
+
+@pytest.fixture(scope="module", params=OWN)
+def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(request.param)
+    build_twin(request.param, 0, path)
+    return path
+
+
+def test_the_reference_is_the_formula(twin: Path) -> None:
+    """Written out once more, without modules."""
+    model, config = load(twin), read_config(twin)
+    w = {name: tensor.double() for name, tensor in model.state_dict().items()}
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", torch.zeros(1).double())
+
+    def normed(x: torch.Tensor, name: str) -> torch.Tensor:
+        if config.normalization is None and not name.endswith("mlp.ln"):
+            return x
+        x = x - x.mean(-1, keepdim=True)
+        x = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+        gain = w.get(f"{name}.weight")
+        return x if gain is None else x * gain + w[f"{name}.bias"]
+
+    def act(x: torch.Tensor) -> torch.Tensor:
+        if config.act_fn == "gelu":
+            return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+        return x * x.exp() / x.exp().sum(-1, keepdim=True)
+
+    stream = w["tok_embed.weight"][TOKENS[0]]
+    positions = w["pos.weight"][: TOKENS.shape[1]]
+    short = config.positions == "shortformer"
+    stream = stream if short else stream + positions
+    hidden = torch.full((len(stream),) * 2, -math.inf).double().triu(1)
+    for layer in range(config.n_layers):
+        at = f"layers.{layer}"
+        x = normed(stream, f"{at}.ln1")
+        made = x + positions if short else x
+        q, k, v = (
+            linear(made, f"{at}.attn.q"),
+            linear(made, f"{at}.attn.k"),
+            linear(x, f"{at}.attn.v"),
+        )
+        heads = []
+        for h in range(config.n_heads):
+            part = slice(h * config.d_head, (h + 1) * config.d_head)
+            scores = q[:, part] @ k[:, part].T / math.sqrt(config.d_head) + hidden
+            heads.append(scores.softmax(-1) @ v[:, part])
+        stream = stream + linear(torch.cat(heads, -1), f"{at}.attn.o")
+        if not config.attn_only:
+            neurons = act(linear(normed(stream, f"{at}.ln2"), f"{at}.mlp.fc_in"))
+            if config.act_fn == "solu_ln":
+                neurons = normed(neurons, f"{at}.mlp.ln")
+            stream = stream + linear(neurons, f"{at}.mlp.fc_out")
+    expected = linear(normed(stream, "ln_out"), "head")
+    with torch.no_grad():
+        torch.testing.assert_close(model(TOKENS).logits[0], expected, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_the_reference_generates_from_its_cache(twin: Path) -> None:
+    model = load(twin)
+    whole = model(TOKENS).logits
+    past = model(TOKENS[:, :5], use_cache=True).past_key_values
+    rest = model(TOKENS[:, 5:], past_key_values=past).logits
+    torch.testing.assert_close(rest, whole[:, 5:])
+    mask = torch.tensor([[0, 0, *[1] * 6]])
+    padded = torch.cat([torch.zeros(1, 2, dtype=torch.long), TOKENS[:, :6]], 1)
+    at = (mask.cumsum(-1) - 1).clamp(0)
+    found = model(padded, attention_mask=mask, position_ids=at).logits[:, 2:]
+    torch.testing.assert_close(found, whole[:, :6])
+
+
+def test_what_was_published_reads_as_the_same_checkpoint(twin: Path, tmp_path: Path) -> None:
+    config = read_config(twin)
+    published.write(twin, config, tmp_path)
+    file = tmp_path / published.WEIGHTS
+    state = torch.load(file, weights_only=True)
+    state["blocks.0.attn.mask"] = torch.ones(2, 2)  # a buffer that some repositories hold
+    torch.save(state, file)
+    source = {"path": str(tmp_path)}
+    spec = ModelSpec.model_validate({"id": "own", "architecture": ARCHITECTURE, "source": source})
+    found = resolve(spec, tmp_path / "cache").path
+    again, first = load(found).state_dict(), load(twin).state_dict()
+    assert again.keys() == first.keys()
+    assert all(torch.equal(again[name], first[name]) for name in first)
+    assert read_config(found).positions == config.positions
+
+
+@pytest.mark.parametrize("layers", [2, 7, 9])
+def test_old_models_hold_matrices_transposed(layers: int) -> None:
+    config = NativeConfig(layout="neel-solu-old", act_fn="solu_ln", n_layers=layers)
+    weights = model_class(ARCHITECTURE)(config).state_dict()
+    found = {name: tuple(t.shape) for name, t in published.laid_out(weights, config).items()}
+    assert found["pos_embed.W_pos"] == ((96, 48) if layers > 8 else (48, 96))
+    assert found["blocks.0.mlp.W_in"] == ((48, 80) if layers > 6 else (80, 48))
+    assert found["blocks.0.attn.W_Q"] == ((4, 48, 12) if layers > 6 else (4, 12, 48))
+    assert found["norm.w"] == (48,)
+    assert found["blocks.0.mlp.norm.b"] == (80,)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"act_fn": "tanh"}, "act_fn is 'tanh'"),
+        ({"d_model": None}, "d_model"),
+        ({"attn_only": True}, "unknown: blocks.0.ln2.b"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    build_twin("solu", 0, tmp_path / "twin")
+    published.write(tmp_path / "twin", read_config(tmp_path / "twin"), tmp_path)
+    stated = json.loads((tmp_path / published.CONFIG).read_text()) | change
+    stated = {name: value for name, value in stated.items() if value is not None}
+    (tmp_path / published.CONFIG).write_text(json.dumps(stated))
+    with pytest.raises(CheckpointError, match=says):
+        published.read(tmp_path, "own", tmp_path / "target")
