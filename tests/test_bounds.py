@@ -104,6 +104,7 @@ NOT_A_LIMIT = {
     "diagnose/norms.py": {1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3},  # eps that people write
     "diagnose/rotary.py": {0.001},  # of yarn's ramp
     "isolation.py": {0.001},  # seconds
+    "native/config.py": {1e-5},  # the eps of a format
     "report/pictures.py": {1e-18},  # where an axis begins
 }
 CLOSENESS = {"allclose", "isclose", "assert_close", "approx", "round_trip"}

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 from conformance.checkpoints import resolve
 from conformance.checkpoints.twin_catalogue import TWINS
 from conformance.checkpoints.twins import build_twin
 from conformance.classes import model_class, read_config
-from conformance.errors import CheckpointError
+from conformance.errors import CheckpointError, NotApplicable
+from conformance.families import family
+from conformance.implementations.base import replace_input
 from conformance.native import ARCHITECTURE, published
 from conformance.native.config import NativeConfig
+from conformance.native.loading import load_bridge
 from conformance.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 OWN = [name for name, twin in TWINS.items() if twin.architecture == ARCHITECTURE]
+LOOSE = 1e-3
 TOKENS = torch.tensor([[5, 17, 40, 8, 23, 23, 9, 31]])
 
 
@@ -143,3 +150,40 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path, change: dict[str, Any],
     (tmp_path / published.CONFIG).write_text(json.dumps(stated))
     with pytest.raises(CheckpointError, match=says):
         published.read(tmp_path, "own", tmp_path / "target")
+
+
+@pytest.mark.parametrize("name", ["attn-only-shortformer", "attn-only-shortformer-ln"])
+def test_forcing_keeps_the_positions_of_queries_and_keys(name: str, tmp_path: Path) -> None:
+    """A component's input is what values are made of; a shortformer adds positions for the rest."""
+    value, positions = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+    given = {n: torch.zeros(1, 3, 4) for n in ("query_input", "key_input", "value_input")}
+    _, found = replace_input((), given, value, positions)
+    assert torch.equal(found["value_input"], value)
+    assert torch.equal(found["query_input"], value + positions)
+    assert torch.equal(found["key_input"], value + positions)
+    build_twin(name, 0, tmp_path)
+    fam = family(ARCHITECTURE, read_config(tmp_path))
+    assert fam.embeds == ("embed",)
+    assert fam.attention_only
+    assert fam.regular
+
+
+def test_which_of_them_the_bridge_loads(twin: Path) -> None:
+    config = read_config(twin)
+
+    def loaded() -> Any:
+        return load_bridge(twin, torch.float32, None, None)
+
+    if not hasattr(TransformerBridge, "boot_tl_legacy"):
+        with pytest.raises(NotApplicable, match="does not load"):
+            loaded()
+    elif config.positions == "shortformer":
+        with pytest.raises(NotApplicable, match="shortformer"):
+            loaded()
+    elif config.normalization == "LNPre":  # docs/findings/198
+        with pytest.raises(RuntimeError, match=r"mlp\.ln"):
+            loaded()
+    else:
+        with torch.no_grad():
+            off = loaded()(TOKENS) - load(twin).float()(TOKENS).logits
+        assert float(off.abs().max()) < LOOSE

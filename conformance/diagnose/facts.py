@@ -106,6 +106,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "mish": lambda x: x * torch.tanh(torch.log1p(torch.exp(-x.abs())) + x.clamp_min(0)),
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
+    "solu": lambda x: x * torch.softmax(x, dim=-1),  # over the neurons
     "no activation": lambda x: x,
 }
 
@@ -117,6 +118,7 @@ _ALIASES = {
     "relu2": "relu squared",
     "gelu_quick": "quick_gelu",
     "gelu_python": "gelu",
+    "solu_ln": "solu",  # the norm after it is another matter
 }
 
 #: Architectures that state no activation: it is in the modelling file.

@@ -34,17 +34,21 @@ def post_step(evidence: Evidence) -> Step | None:
     except KeyError:
         return None
 
-    def by(name: str, *, swapped: bool = False, gate: bool = True) -> Callable[[Scene], Predicted]:
+    def by(
+        name: str, *, swapped: bool = False, gate: bool = True, normed: bool = True
+    ) -> Callable[[Scene], Predicted]:
         act = ACTIVATIONS[name]
 
         def predict(scene: Scene) -> Predicted:
             pre = scene.truth("mlp.pre")
-            if not fam.gated:
-                return {"mlp.post": act(pre)}
-            up = scene.truth("mlp.pre_linear")
-            if swapped:
+            up = scene.truth("mlp.pre_linear") if fam.gated else None
+            if up is not None and swapped:
                 pre, up = up, pre
-            return {"mlp.post": act(pre) * up if gate else act(pre)}
+            neurons = act(pre) if up is None or not gate else act(pre) * up
+            if fam.down_norm and normed:
+                w, b = (scene.weight(f"mlp.down_norm.{part}") for part in "wb")
+                neurons = facts.norm(evidence.config, fam)(neurons, w, b)
+            return {"mlp.post": neurons}
 
         return predict
 
@@ -71,6 +75,8 @@ def post_step(evidence: Evidence) -> Step | None:
             yield Proposal(
                 "gate_skipped", "is not multiplied by the up projection", by(own, gate=False)
             )
+        if fam.down_norm:
+            yield Proposal("norm_skipped", "is not normalised", by(own, normed=False))
         yield from _clamps(evidence, limited, own, by)
 
     return Step("the MLP's activation", by(own), proposals())

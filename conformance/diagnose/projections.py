@@ -68,6 +68,15 @@ class Linear:
         return {self.kind: self.factor * y.reshape(scene.truth(self.kind).shape)}
 
 
+def _as_given(scene: Scene) -> torch.Tensor:
+    return scene.input("attn")
+
+
+def _with_positions(scene: Scene) -> torch.Tensor:
+    """What a shortformer's queries and keys are made of (Press et al. 2021)."""
+    return scene.input("attn") + scene.truth("pos_embed")
+
+
 def linear(evidence: Evidence, kind: str) -> Linear | None:
     """The map that produces a kind of site, if one does alone."""
     fam = evidence.family
@@ -76,9 +85,8 @@ def linear(evidence: Evidence, kind: str) -> Linear | None:
     if kind in ("attn.q", "attn.k", "attn.v"):
         letter = kind[-1].upper()
         rivals = tuple(f"attn.W_{x}" for x in "QKV" if x != letter)
-        return Linear(
-            kind, f"attn.W_{letter}", f"attn.b_{letter}", rivals, lambda s: s.input("attn")
-        )
+        reads = _with_positions if fam.shortformer and letter != "V" else _as_given
+        return Linear(kind, f"attn.W_{letter}", f"attn.b_{letter}", rivals, reads)
     if kind == out:
         return Linear(
             kind,
@@ -180,6 +188,18 @@ def _inputs(
     norm = {"attn": fam.ln1, "mlp": fam.ln1 if fam.mlp_reads_ln1 else fam.ln2}
     part = m.weight.split(".")[0]
     if m.weight.endswith(("W_O", "W_out")):
+        return
+    if fam.shortformer and part == "attn":
+        if m.weight == "attn.W_V":
+            yield Proposal(
+                "positions_in_values",
+                "reads positions too; the checkpoint adds them for queries and keys alone",
+                using(x=_with_positions),
+            )
+        else:
+            yield Proposal(
+                "positions_missing", "reads what it is given without positions", using(x=_as_given)
+            )
         return
     if norm[part] is not None:
         stream = "resid_mid" if part == "mlp" and not fam.parallel else "resid_pre"

@@ -121,6 +121,8 @@ EXPECTED: Mapping[str, frozenset[str]] = {
         "positions_late": "positions_shifted",
         "positions_count_padding": "positions_count_padding",
         "position_offset_missing": "positions_offset_missing",
+        "shortformer_positions_in_stream": "positions_missing positions_in_stream",
+        "shortformer_positions_in_values": "positions_in_values",
         "residual_multiplier_missing": "residual_multiplier_missing",
         "embed_multiplier_missing": "embed_scale",
         "stream_scale_missing": "stream_scale_missing residual_scale",

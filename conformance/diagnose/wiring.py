@@ -145,7 +145,9 @@ def sum_step(evidence: Evidence, kind: str, layer: int) -> Step | None:
     elif kind == "resid_mid":
         terms = ("resid_pre", "attn_out")
     else:
-        terms = ("resid_pre", "attn_out", "mlp_out")
+        terms = (
+            ("resid_pre", "attn_out") if fam.mlp is None else ("resid_pre", "attn_out", "mlp_out")
+        )
         terms += ("per_layer_out",) if fam.per_layer_out else ()
 
     def times(scene: Scene) -> torch.Tensor | float:
@@ -199,6 +201,12 @@ def sum_step(evidence: Evidence, kind: str, layer: int) -> Step | None:
 
     def proposals() -> Iterator[Proposal | Fitted]:
         yield from _multipliers(evidence, kind, summed)
+        if kind == "resid_pre" and fam.shortformer:
+            yield Proposal(
+                "positions_in_stream",
+                "adds positions; the checkpoint adds them for queries and keys alone",
+                lambda s: {kind: s.truth("embed") + s.truth("pos_embed")},
+            )
         for term in terms:
             missing = "positions_missing" if term == "pos_embed" else "residual_missing"
             yield Proposal(
@@ -359,11 +367,12 @@ def head_step(evidence: Evidence) -> Step:
             )
         if biased:
             yield Proposal("bias_skipped", "leave out the head's bias", by(bias=False))
-        yield Proposal(
-            "norm_skipped",
-            "are computed from the stream without the final norm",
-            by(source="unnormed"),
-        )
+        if evidence.family.ln_final:
+            yield Proposal(
+                "norm_skipped",
+                "are computed from the stream without the final norm",
+                by(source="unnormed"),
+            )
         if not evidence.reference.tied_unembed:
             yield Proposal(
                 "head_tied",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from conformance.explain.explanations import Bisection, Cause, Explanation, Location, MinimalCase
 from conformance.jobs import Job
+from conformance.native import ARCHITECTURE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -343,6 +344,9 @@ class _Work:
         if kind != "precision" and (kind != "processing" or found.site is not None):
             self.progress("the shortest prompt that shows it")
             prompt = shortest(self.survey, found)
+        if self.subject.family.architecture == ARCHITECTURE:
+            note = "scripts import transformers alone, which has no class for this model"
+            return minimal_case(None, prompt, original, n_layers, note)
         if self.runner is None or self.out is None:
             return minimal_case(None, prompt, original, n_layers)
         chosen = None

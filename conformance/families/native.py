@@ -34,7 +34,6 @@ def _native(config: Any) -> Family:
         ln_final="ln_out" if normed else None,
         unembed="head",
         rotary=False,
-        causal=config.causal,
     )
 
 

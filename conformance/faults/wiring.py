@@ -10,6 +10,7 @@ import torch
 
 from conformance.faults.base import Fault, at, exactly
 from conformance.faults.inject import (
+    attention,
     attribute,
     block,
     called_with,
@@ -204,6 +205,18 @@ def _rows_not_skipped(subject: LensModel) -> Any:
     return edited(subject, "pos_embed", change)
 
 
+def _positions_to_values(subject: LensModel) -> Any:
+    """Values are made of what queries are: positions and all."""
+    return called_with(
+        attention(subject, _LAYER),
+        lambda args, kwargs: (args, {**kwargs, "value_input": kwargs["query_input"]}),
+    )
+
+
+def _shortformer(subject: LensModel) -> bool:
+    return subject.family.shortformer
+
+
 def _hf(subject: LensModel) -> Any | None:
     """The HuggingFace model in a bridge."""
     return getattr(subject.model, "original_model", None)
@@ -369,6 +382,22 @@ FAULTS: tuple[Fault, ...] = (
         _positions_count_padding,
         exactly("pos_embed"),
         _padding_uncounted,
+    ),
+    Fault(
+        "shortformer_positions_in_stream",
+        "positions",
+        "positions are added to the stream, and to no queries and keys",
+        lambda s: attribute(s.model.cfg, "positional_embedding_type", "standard"),
+        exactly("blocks.0.resid_pre"),
+        _shortformer,
+    ),
+    Fault(
+        "shortformer_positions_in_values",
+        "positions",
+        "positions are added to what values are made of, too",
+        _positions_to_values,
+        at("attn.v"),
+        _shortformer,
     ),
     Fault(
         "position_offset_missing",

@@ -86,9 +86,16 @@ _INPUT_NAMES = (
 
 
 def replace_input(
-    args: tuple[Any, ...], kwargs: dict[str, Any], value: torch.Tensor
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    value: torch.Tensor,
+    positions: torch.Tensor | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call's arguments with its hidden-state input replaced."""
+    """The call's arguments with its hidden-state input replaced.
+
+    Args:
+        positions: what is added to it for queries and keys, where they are given apart.
+    """
     if args and isinstance(args[0], torch.Tensor):
         return (value.reshape(args[0].shape), *args[1:]), kwargs
     found = {n: kwargs[n] for n in _INPUT_NAMES if isinstance(kwargs.get(n), torch.Tensor)}
@@ -97,15 +104,10 @@ def replace_input(
             f"no tensor input among {len(args)} positional and {sorted(kwargs)} keyword arguments",
             "teach conformance.implementations.base.replace_input this signature",
         )
-    own = next(iter(found.values()))
-
-    def replaced(tensor: torch.Tensor) -> torch.Tensor:
-        given = value.reshape(tensor.shape)
-        if tensor.shape != own.shape or torch.equal(tensor, own):
-            return given
-        return given + (tensor - own)  # what was added for queries or keys stays added
-
-    return args, {**kwargs, **{name: replaced(tensor) for name, tensor in found.items()}}
+    own = {
+        n: value if positions is None or n == "value_input" else value + positions for n in found
+    }
+    return args, {**kwargs, **{n: own[n].reshape(t.shape) for n, t in found.items()}}
 
 
 def tensor_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
@@ -249,12 +251,14 @@ def hooked_inputs(
     on_input: OnSite | None,
     *,
     second: tuple[str, ...] = (),
+    positions: Callable[[], torch.Tensor | None] = lambda: None,
 ) -> Iterator[None]:
     """Force and watch the inputs of components for the duration.
 
     Args:
         modules: component name -> module whose first tensor argument is its input.
         second: components that are the second call of their module, of two in a forward pass.
+        positions: what a shortformer adds for queries and keys, in the pass that runs.
     """
     if force is None and on_input is None:
         yield
@@ -271,7 +275,8 @@ def hooked_inputs(
                 if own is not None:
                     on_input(name, own)
             value = force(name) if force is not None else None
-            return None if value is None else replace_input(args, kwargs, value)
+            added = positions() if name.endswith(".attn") else None
+            return None if value is None else replace_input(args, kwargs, value, added)
 
         return hook
 

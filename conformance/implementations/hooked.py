@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from conformance.classes import read_config
 from conformance.errors import ConformanceError, ImplementationError, NotApplicable
 from conformance.native import ARCHITECTURE
-from conformance.native import loading as native
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -171,8 +170,10 @@ def load_hooked(
     """
     _require_hooked_transformer()
     own_format = architecture == ARCHITECTURE
+    from conformance.native.loading import official_name as of_layout
+
     name = official_name or (
-        native.official_name(checkpoint_dir) if own_format else _default_name(architecture)
+        of_layout(checkpoint_dir) if own_format else _default_name(architecture)
     )
 
     from transformer_lens import HookedTransformer
@@ -274,7 +275,9 @@ def _as_on_the_hub(
 @contextlib.contextmanager
 def _own_format(checkpoint_dir: Path) -> Iterator[dict[str, Any]]:
     """The same for TransformerLens's own format, of which it asks the hub for single files."""
-    with native.served(checkpoint_dir):
+    from conformance.native.loading import served
+
+    with served(checkpoint_dir):
         yield {}
 
 

@@ -344,7 +344,10 @@ class LensModel(ABC):
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.session(grad=grad))
             second = ("ln_final",) if self.family.one_norm else ()
-            forced = hooked_inputs(self.components(), force, on_input, second=second)
+            positions = stack.enter_context(self._positions())
+            forced = hooked_inputs(
+                self.components(), force, on_input, second=second, positions=positions
+            )
             stack.enter_context(forced)
             for site, module in modules.items():
                 if site in sites:
@@ -356,6 +359,20 @@ class LensModel(ABC):
         if not with_loss:
             return at_each(prompt, result) if self.family.pooled else result, None
         return result[0], result[1]
+
+    @contextlib.contextmanager
+    def _positions(self) -> Iterator[Callable[[], torch.Tensor | None]]:
+        """What a shortformer adds to what queries and keys are made of, once it is known."""
+        seen: list[torch.Tensor] = []
+        if not self.family.shortformer:
+            yield lambda: None
+            return
+        shows = self.model.hook_dict[self.hook_table()["pos_embed"]]
+        handle = shows.register_forward_hook(lambda _, __, shown: seen.append(shown))
+        try:
+            yield lambda: seen[-1]
+        finally:
+            handle.remove()
 
     def content(self, prompt: Prompt) -> tuple[dict[str, Any], torch.Tensor]:
         """What :attr:`model` is given by name, and what first: tokens, or what it reads instead."""

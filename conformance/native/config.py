@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 from conformance.native import ARCHITECTURE
 
 
-class NativeConfig(PretrainedConfig):
+class NativeConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is not typed
     """Sizes and settings.
 
     Args:
@@ -22,7 +22,6 @@ class NativeConfig(PretrainedConfig):
         normalization: ``LN``; ``LNPre``, whose weights were folded into what reads it; or None.
         positions: ``standard``, added to the embedding; or ``shortformer``, added to what queries
             and keys are made of.
-        causal: a token sees no later one.
         eps: what is added to a LayerNorm's variance; TransformerLens's is 1e-5.
         unembed_bias: the unembedding adds one.
         layout: how the published files hold the weights: ``neel``, ``neel-solu-old``, ``mingpt``.
@@ -52,7 +51,6 @@ class NativeConfig(PretrainedConfig):
     attn_only: bool = False
     normalization: str | None = "LN"
     positions: str = "standard"
-    causal: bool = True
     eps: float = 1e-5
     layout: str = "neel"
     unembed_bias: bool = True

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from conformance.native.config import NativeConfig
@@ -78,7 +78,7 @@ class Attention(nn.Module):
             k, v = past.update(k, v, self.layer)
         scale = self.config.d_head**-0.5
         if self.config._attn_implementation == "sdpa":
-            alone = mask is None and self.config.causal and q.shape[-2] > 1
+            alone = mask is None and q.shape[-2] > 1
             z = nn.functional.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=alone, scale=scale
             )
@@ -129,7 +129,7 @@ class Block(nn.Module):
         return out
 
 
-class TransformerLensNative(PreTrainedModel, GenerationMixin):
+class TransformerLensNative(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  # the same
     """A model of TransformerLens's own format, as a class of transformers."""
 
     config_class = NativeConfig
@@ -184,12 +184,11 @@ class TransformerLensNative(PreTrainedModel, GenerationMixin):
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
             there = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
             position_ids = (there + seen)[None]
-        masked = create_causal_mask if self.config.causal else create_bidirectional_mask
-        mask = masked(
+        mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            **({"past_key_values": past_key_values} if self.config.causal else {}),
+            past_key_values=past_key_values,
         )
         positions = self.pos(position_ids)
         short = self.config.positions == "shortformer"

@@ -25,6 +25,8 @@ OUT: Mapping[str, str] = {
     r"vocab_size|hidden_size|n_embd|d_model|intermediate_size|ffn_dim|ffn_hidden_size|num_layers"
     r"|num_hidden_layers|n_layers?|max_position_embeddings|n_positions|n_ctx|max_seq_len"
     r"|moe_intermediate_size|shared_expert_intermediate_size": "a size: the same formula",
+    r"d_head|d_mlp": "a size: the same formula",
+    r"eps|layout": "TransformerLens's own format does not state it, or says by it how it is stored",
     r"num_experts|num_local_experts|n_routed_experts": "a size: the same formula",
     r"\w*aux_loss\w*|router_z_loss\w*|\w+_alpha_loss": "of the loss in training",
     r"summary_\w+|classifier_\w+|problem_type|id2label|label2id|num_labels|finetuning_task"
@@ -76,6 +78,8 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "topk_method": ("greedy", "group_limited_greedy"),
     "scoring_func": ("softmax", "sigmoid"),
     "position_embedding_type": ("rope", "nope"),
+    "normalization": ("LN", "LNPre"),
+    "positions": ("standard", "shortformer"),
 }
 
 
