@@ -56,6 +56,8 @@ def declined(subject: LensModel, flag: str) -> str | None:
     elif flag == "center_writing_weights":
         if subject.family.shortformer:
             return _SHORTFORMER
+        if subject.family.ln_final is None and subject.family.ln1 is None:
+            return "no norm subtracts the mean"
         if not centres(subject):
             return "the norms do not subtract the mean, so centring would change the function"
         if not getattr(adapter, "supports_center_writing_weights", True):

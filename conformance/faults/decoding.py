@@ -70,6 +70,13 @@ def _position_late(subject: LensModel) -> AbstractContextManager[object]:
 _SINGLY: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
+def _loses_count(subject: LensModel) -> bool:
+    """Whether generation with a cache takes wrong positions, and soon none that there are
+    (docs/findings/030)."""
+    bare = subject.model.tokenizer is None and subject.family.pos_embed is not None
+    return bare and subject.kind == "HookedTransformer"
+
+
 def _decodes_singly(subject: LensModel) -> bool:
     """Whether generation with a cache gives the model one token at a time.
 
@@ -276,7 +283,7 @@ FAULTS: tuple[Fault, ...] = (
         "hooks act on the prompt and on no token after it",
         _hooks_at_prefill_only,
         _steered,
-        lambda s: _two_stacks(s) or _decodes_singly(s),
+        lambda s: _two_stacks(s) or (_decodes_singly(s) and not _loses_count(s)),
     ),
     _fault(
         "generation_sees_padding",

@@ -92,6 +92,12 @@ def _stacked(subject: LensModel) -> bool:
     return _regular(subject) and not subject.family.encoder
 
 
+def _lens_norms(subject: LensModel) -> bool:
+    """Whether the lens is a norm and the unembedding."""
+    fam = subject.family
+    return bool(fam.ln_final) and not (fam.transform or fam.head or fam.encoder)
+
+
 def _decomposes(subject: LensModel) -> bool:
     fam = subject.family
     whole = fam.everywhere("attn_out") and (fam.attention_only or fam.everywhere("mlp_out"))
@@ -113,7 +119,7 @@ FAULTS: tuple[Fault, ...] = (
         "apply_ln_to_stack returns the stack as it is",
         _cached("apply_ln_to_stack", lambda _, __, stack, *args, **more: stack),
         exactly("blocks.0.resid_pre"),
-        lambda s: s.family.transform is None and s.family.head is None and not s.family.encoder,
+        _lens_norms,
     ),
     _fault(
         "decompose_drops_last",

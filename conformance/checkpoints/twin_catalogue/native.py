@@ -29,6 +29,8 @@ TWINS: Mapping[str, Twin] = {
     ),
     # ArthurConmy/redwood_attn_2l
     "attn-only-shortformer-ln": _twin(attn_only=True, act_fn="gelu_new", positions="shortformer"),
+    # Models compiled or trained for a demonstration (Tracr, grokking) have no norms.
+    "norm-free": _twin(act_fn="relu", normalization=None),
     # NeelNanda/GELU_*
     "neel-gelu": _twin(act_fn="gelu"),
     # NeelNanda/SoLU_*
