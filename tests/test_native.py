@@ -60,6 +60,8 @@ def test_the_reference_is_the_formula(twin: Path) -> None:
     def act(x: torch.Tensor) -> torch.Tensor:
         if config.act_fn == "gelu":
             return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+        if config.act_fn == "relu":
+            return x * (x > 0)
         return x * x.exp() / x.exp().sum(-1, keepdim=True)
 
     stream = w["tok_embed.weight"][TOKENS[0]]

@@ -14,8 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+#: Without norms the stream grows from layer to layer, until each head sees one token alone.
+_SMALLER = {
+    **{f".attn.{part}.weight": 0.4 for part in "qk"},
+    **{".attn.o.weight": 0.4, ".fc_out.weight": 0.4},
+}
+
+
 def _twin(*, reads_text: bool = True, **config: Any) -> Twin:
-    return Twin(ARCHITECTURE, "transformer_lens_native", config, reads_text=reads_text)
+    gains = {} if config.get("normalization", "LN") else _SMALLER
+    return Twin(ARCHITECTURE, "transformer_lens_native", config, gains, reads_text)
 
 
 _OLD: dict[str, Any] = {"act_fn": "solu_ln", "layout": "neel-solu-old"}
