@@ -108,7 +108,8 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         if tensor is None:
             hint = "correct conformance/families"
             raise FamilyError(f"{fam.architecture}: no parameter {key}", hint)
-        return key, tensor.T if fam.conv1d and not path.startswith(fam.unembed) else tensor
+        head = fam.unembed is not None and path.startswith(fam.unembed)
+        return key, tensor.T if fam.conv1d and not head else tensor
 
     def dense(name: str, path: str, w: str, b: str) -> None:
         key, weight = linear(path)
@@ -179,6 +180,8 @@ def canonical(parameters: Mapping[str, torch.Tensor], fam: Family, d: Dims) -> d
         for key, tensor in parameters.items():
             if key.startswith(f"{fam.head}."):
                 out[f"head{key.removeprefix(fam.head)}"] = Weight(tensor, key)
+    if fam.unembed is None:
+        return out
     key, head = get(fam.unembed_weight or fam.unembed, "weight")
     if head is None:  # tied: the embedding serves
         key, head = out["embed.W_E"].source, out["embed.W_E"].tensor

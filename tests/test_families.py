@@ -424,7 +424,7 @@ def _reproduces_what_is_read(twin: str, twin_cache: Path, weights: Weights) -> N
     (fam, d), found = described(twin, twin_cache), ran(twin, twin_cache)
     parts = [found["embed"], *([found["pos_embed"]] if fam.pos_embed and not fam.embed_ln else [])]
     same(sum(parts), found["blocks.0.resid_pre"])
-    if fam.pooled:
+    if fam.reads == "pixel_values" or fam.pooled:
         x, w = found.prompt.extra[fam.reads], f"{fam.embed}."
         kernel = weights[f"{w}patch_embeddings.projection.weight"]
         bias = weights[f"{w}patch_embeddings.projection.bias"]
@@ -439,6 +439,9 @@ def _reproduces_what_is_read(twin: str, twin_cache: Path, weights: Weights) -> N
         made = torch.cat([*(t[None] for t in first), made], dim=1)
         same(made + weights[f"{w}position_embeddings"], found["embed"])
     normed = found["ln_final" if fam.ln_final else f"blocks.{d.n_layers - 1}.resid_post"]
+    if fam.unembed is None:
+        same(normed, found.logits)
+        return
     if fam.architecture.startswith("AST"):
         pooled = normed[:, :2].mean(1, keepdim=True)
         norm = huggingface(twin, twin_cache).model.get_submodule("classifier.layernorm")
@@ -548,7 +551,9 @@ def _without_effect(model: Any) -> set[str]:
         unread += ("model.vision_tower.post_layernorm.",)
     if unread:
         found |= {n for n, _ in model.model.named_parameters() if n.startswith(unread)}
-    found |= {n for n, _ in model.model.named_parameters() if n.endswith(".masked_spec_embed")}
+    found |= {n for n, _ in model.model.named_parameters() if n.endswith("masked_spec_embed")}
+    if model.family.unembed is None:  # what is made of the hidden states besides
+        found |= {n for n, _ in model.model.named_parameters() if n.startswith("pooler.")}
     for layer in range(model.dims.n_layers):
         own = model.family.of(layer)
         if own.k and not own.rotary and own.qk_norm is None:

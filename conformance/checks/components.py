@@ -106,7 +106,8 @@ def _expected_components(context: Context) -> list[str]:
     last += ["ln_encoder"] if fam.encoder_ln_final else []
     wrapped = _wrapped(context.subject)
     own = [name for name in _parts(context.subject) if name not in wrapped]
-    return [*last, "unembed", *(f"blocks.{i}" for i in layers), *own]
+    last += ["unembed"] if fam.unembed else []
+    return [*last, *(f"blocks.{i}" for i in layers), *own]
 
 
 def _parts(subject: LensModel) -> list[str]:

@@ -25,6 +25,8 @@ class Family:
         block: path of one block.
         embed, pos_embed, embed_ln: token embedding, learned positions, norm after embedding (which
             may be the final one, called twice).
+        unembed: the head's last map; None where there is no head: what the model returns, the last
+            hidden states, stands for logits.
         unembed_bias: where its bias is a parameter of its own.
         transform: what lies between the last block and the final norm.
         head: what lies between the final norm and the unembedding and is not linear.
@@ -131,7 +133,7 @@ class Family:
     o: str | None = None
     mixer: str | None = None
     mlp: str | None = None
-    unembed: str = "lm_head"
+    unembed: str | None = "lm_head"
     unembed_bias: str | None = None
     transform: str | None = None
     head: str | None = None

@@ -21,7 +21,7 @@ from conformance.faults.inject import (
 from conformance.faults.norms import norm
 from conformance.faults.rotary import rotary, rotary_sites
 from conformance.faults.tables import rotary_changed
-from conformance.faults.wiring import final
+from conformance.faults.wiring import final, headed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -236,7 +236,7 @@ _PRECISION: tuple[Fault, ...] = (
         "the unembedding in bfloat16",
         lambda s: final(s, coarse),
         exactly("logits"),
-        lambda _: True,
+        headed,
         named_by="logits",
     ),
 )

@@ -116,6 +116,11 @@ def final(subject: LensModel, change: Callable[[torch.Tensor], torch.Tensor]) ->
     return returning(subject.components()["unembed"], change)
 
 
+def headed(subject: LensModel) -> bool:
+    """Whether the model has a head."""
+    return subject.family.unembed is not None
+
+
 def _softcap_owner(subject: LensModel) -> tuple[Any, str] | None:
     """Where this port keeps the cap of its logits."""
     hf = getattr(subject.model, "original_model", None)
@@ -147,6 +152,8 @@ def _untied(subject: LensModel) -> Iterator[None]:
 
 
 def _tied(subject: LensModel) -> bool:
+    if not headed(subject):
+        return False
     head = original(subject.components()["unembed"])
     table = original(getattr(subject.model, "embed", None))
     return getattr(head, "weight", None) is getattr(table, "weight", object())
@@ -338,6 +345,7 @@ FAULTS: tuple[Fault, ...] = (
         "logits scaled by 1.02",
         lambda s: final(s, lambda t: t * 1.02),
         exactly("logits"),
+        headed,
         named_by="logits",
     ),
     Fault(

@@ -224,7 +224,7 @@ class BridgeModel(LensModel):
 
     def components(self) -> dict[str, torch.nn.Module]:
         model, fam = self.model, self.family
-        found = {"unembed": model.unembed}
+        found = {"unembed": model.unembed} if fam.unembed else {}
         if fam.ln_final:
             found["ln_final"] = self._ln_final()
         if fam.encoder_ln_final:

@@ -182,6 +182,13 @@ class _AttentionTap(TorchFunctionMode):
         self._emit(at + "pattern", pattern)
 
 
+def returned(output: Any) -> torch.Tensor:
+    """Logits; or the last hidden states [batch, pos, d_model], where there is no head."""
+    found = getattr(output, "logits", None)
+    states: torch.Tensor = output.last_hidden_state if found is None else found
+    return states
+
+
 class HuggingFaceModel:
     """A HuggingFace causal language model that reports every site.
 
@@ -227,7 +234,7 @@ class HuggingFaceModel:
 
     def tied_unembed(self) -> bool:
         """Whether the unembedding is the embedding."""
-        if self.family.reads:  # there is no table of tokens
+        if self.family.reads or self.family.unembed is None:  # no table of tokens, or no head
             return False
         return self._modules[self.family.unembed].weight is self._modules[self.family.embed].weight
 
@@ -243,7 +250,7 @@ class HuggingFaceModel:
     def components(self) -> dict[str, torch.nn.Module]:
         """Component name -> module whose input is the component's input."""
         fam = self.family
-        found = {"unembed": self._module(fam.unembed)}
+        found = {"unembed": self._module(fam.unembed)} if fam.unembed else {}
         if fam.encoder_ln_final:
             found["ln_encoder"] = self._module(fam.encoder_ln_final)
         if fam.ln_final:
@@ -296,7 +303,7 @@ class HuggingFaceModel:
             forced = hooked_inputs(self.components(), force, on_input, second=second)
             stack.enter_context(forced)
             cache = {"use_cache": False} if self._takes_use_cache else {}
-            logits: torch.Tensor = self.model(**inputs, **cache).logits
+            logits = returned(self.model(**inputs, **cache))
         return at_each(prompt, logits) if self.family.pooled else logits
 
     @contextlib.contextmanager

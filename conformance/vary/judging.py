@@ -294,7 +294,9 @@ def _logits(model: Any, prompt: Prompt) -> torch.Tensor:
     if not prompt.extra:
         found: torch.Tensor = model(prompt.tokens, use_cache=False).logits
         return found
-    found = model(**prompt.given(torch.float64)).logits
+    from conformance.implementations.huggingface import returned
+
+    found = returned(model(**prompt.given(torch.float64)))
     return at_each(prompt, found) if found.ndim == 2 else found
 
 

@@ -22,7 +22,9 @@ _GAINS = {"q_proj.bias": 2.0}
 
 TWINS: Mapping[str, Twin] = {
     "vit": Twin("ViTForImageClassification", "vit", _IMAGE),
+    "vit-headless": Twin("ViTModel", "vit", _IMAGE),
     "deit": Twin("DeiTForImageClassification", "deit", _IMAGE),
+    "deit-headless": Twin("DeiTModel", "deit", _IMAGE),
     "ast": Twin(
         "ASTForAudioClassification",
         "audio-spectrogram-transformer",
@@ -37,6 +39,8 @@ TWINS: Mapping[str, Twin] = {
     ),
     "hubert": Twin("HubertForCTC", "hubert", _WAVE),
     "hubert-large": Twin("HubertForCTC", "hubert", _STABLE, _GAINS),
+    "hubert-headless": Twin("HubertModel", "hubert", _WAVE, _GAINS),
     "wav2vec2": Twin("Wav2Vec2ForCTC", "wav2vec2", _WAVE),
     "wav2vec2-large": Twin("Wav2Vec2ForCTC", "wav2vec2", _STABLE, _GAINS),
+    "wav2vec2-headless": Twin("Wav2Vec2Model", "wav2vec2", _WAVE, _GAINS),
 }
