@@ -21,6 +21,9 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     print("transformer-lens", version("transformer-lens"), "transformers", version("transformers"))
+    if int(version("transformer-lens").split(".")[0]) >= 4:
+        print("mended in 4.0 or later")
+        return 2
     torch.manual_seed(0)
     raised = {}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
