@@ -76,6 +76,11 @@ def declined(subject: LensModel, flag: str) -> str | None:
     return None
 
 
+def folds_neurons(subject: LensModel) -> bool:
+    """Whether ``fold_ln`` folds a norm of the neurons, too: SoLU's, and no other's (BitNet)."""
+    return str(getattr(subject.model.cfg, "act_fn", "")).endswith("_ln")
+
+
 def _has_value_bias(subject: LensModel) -> bool:
     if not any(own.q or own.qkv for own in subject.family.every):
         return False

@@ -77,6 +77,7 @@ _TRACING_MODULES = (
     "conformance.weights",
     "conformance.implementations.base",
     "conformance.implementations.huggingface",
+    "conformance.native.model",
 )
 
 

@@ -17,7 +17,15 @@ import torch
 from conformance.bounds import ZERO
 from conformance.checks.base import Check, Context, identical, same, structure, within
 from conformance.compare import measure
-from conformance.flags import FLAGS, OPTIONAL, STANDARD, declined, refused, value_biases
+from conformance.flags import (
+    FLAGS,
+    OPTIONAL,
+    STANDARD,
+    declined,
+    folds_neurons,
+    refused,
+    value_biases,
+)
 from conformance.sites import parse
 from conformance.variants import CENTRED
 
@@ -168,8 +176,7 @@ class _Sites:
                 return
         elif kind not in _KEPT and kind not in _STREAM:
             return
-        own = self._context.reference.family.of(site.layer or 0)
-        if kind == "mlp.post" and own.down_norm and held["fold_ln"]:
+        if kind == "mlp.post" and held["fold_ln"] and folds_neurons(self._context.subject):
             return  # what the norm of the neurons multiplies by is folded too
         reference = self._context.reference
         truth = reference.truth(self._at.name, name)

@@ -82,7 +82,7 @@ _COUNTING = ("roberta", "m2m_100")
 
 
 #: Classes without a head, whose last hidden states stand for logits.
-HEADLESS = frozenset(("ViTModel", "DeiTModel", "HubertModel", "Wav2Vec2Model"))
+_STATES_ALONE = frozenset(("ViTModel", "DeiTModel", "HubertModel", "Wav2Vec2Model"))
 
 
 def dims(config: Any) -> Dims:
@@ -116,7 +116,7 @@ def dims(config: Any) -> Dims:
     if config.model_type == "roberta":
         n_ctx -= config.pad_token_id + 1  # rows before position 0
     d_vocab = _first(config, "vocab_size", default=0) or config.num_labels  # classes
-    if HEADLESS.intersection(whole.architectures or ()):
+    if _STATES_ALONE.intersection(whole.architectures or ()):
         d_vocab = d_model
     of_layers = [_heads(own) for own in _each(config, n_layers)]
     found = Dims(

@@ -187,7 +187,7 @@ def load_hooked(
             "set hooked_name to one of transformer_lens.supported_models.OFFICIAL_MODEL_NAMES",
         ) from error
 
-    tokenizer = _tokenizer(checkpoint_dir)
+    tokenizer = tokenizer_of(checkpoint_dir)
     offered = (
         _own_format(checkpoint_dir)
         if own_format
@@ -252,7 +252,8 @@ def _default_name(architecture: str) -> str:
     return OFFICIAL[architecture].name
 
 
-def _tokenizer(checkpoint_dir: Path) -> Any | None:
+def tokenizer_of(checkpoint_dir: Path) -> Any | None:
+    """The tokenizer of a checkpoint's directory, or None."""
     if not any((checkpoint_dir / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json")):
         return None
     from transformers import AutoTokenizer

@@ -123,13 +123,10 @@ def _bridge(checkpoint: Path, dtype: torch.dtype, trust_remote_code: bool) -> An
 
 
 def _own_format(checkpoint: Path, dtype: torch.dtype, official_name: str | None) -> Any:
-    import transformers
-
+    from conformance.implementations.hooked import tokenizer_of
     from conformance.native.loading import load_bridge
 
-    files = checkpoint.glob("tokenizer*.json")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint) if any(files) else None
-    return load_bridge(checkpoint, dtype, tokenizer, official_name)
+    return load_bridge(checkpoint, dtype, tokenizer_of(checkpoint), official_name)
 
 
 def _declared(loader: str, checkpoint: Path, dtype: torch.dtype) -> Any:
