@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
+from twins import twin_model
 
 from conformance.checkpoints import resolve
 from conformance.checkpoints.twin_catalogue import TWINS
@@ -16,10 +17,12 @@ from conformance.checkpoints.twins import build_twin
 from conformance.classes import model_class, read_config
 from conformance.errors import CheckpointError, NotApplicable
 from conformance.families import family
+from conformance.faults import CATALOGUE
 from conformance.implementations.base import replace_input
 from conformance.native import ARCHITECTURE, published
 from conformance.native.config import NativeConfig
 from conformance.native.loading import load_bridge
+from conformance.prove.bench import Bench
 from conformance.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -189,3 +192,19 @@ def test_which_of_them_the_bridge_loads(twin: Path) -> None:
         with torch.no_grad():
             off = loaded()(TOKENS) - load(twin).float()(TOKENS).logits
         assert float(off.abs().max()) < LOOSE
+
+
+#: Of the lenses, which ask of attention-only models what they ask of others.
+LENSES = ("decompose_drops_last", "head_results_rolled", "qk_transposed")
+
+
+@pytest.mark.skipif(
+    not hasattr(TransformerBridge, "boot_tl_legacy"), reason="the bridge does not load them"
+)
+def test_faults_of_attention_only_models_are_caught_and_named(twin_cache: Path) -> None:
+    bench = Bench.load(twin_model("attn-only"), "bridge", twin_cache)
+    for fault in LENSES:
+        assert bench.provable(CATALOGUE[fault]), fault
+        proof = bench.prove(CATALOGUE[fault])
+        assert proof.caught, fault
+        assert proof.site_named, (fault, proof.named)
